@@ -1,0 +1,4 @@
+//! Floor 1: pure codecs. They take slices and return values; they touch no socket, clock,
+//! environment or log.
+
+pub mod header;
