@@ -1,0 +1,130 @@
+//! Why a handshake failed, in words that tell an operator what to mend.
+
+use std::fmt;
+use std::io;
+
+use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
+
+/// A handshake that failed.
+#[derive(Debug)]
+pub enum HandshakeError {
+    /// The connection broke, or the deadline passed.
+    Io(io::Error),
+    /// The peers could not agree, or one refused the other.
+    Tls(Error),
+}
+
+impl HandshakeError {
+    /// Whether the peer did not speak TLS at all: a scanner or a misdirected client.
+    pub fn is_not_tls(&self) -> bool {
+        matches!(
+            self,
+            Self::Tls(Error::InvalidMessage(
+                InvalidMessage::InvalidContentType
+                    | InvalidMessage::UnknownProtocolVersion
+                    | InvalidMessage::InvalidEmptyPayload
+                    | InvalidMessage::MessageTooLarge
+            ))
+        )
+    }
+}
+
+impl fmt::Display for HandshakeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                f.write_str("the peer closed the connection during the TLS handshake")
+            }
+            Self::Io(error) => fmt::Display::fmt(error, f),
+            Self::Tls(_) if self.is_not_tls() => f.write_str("the peer does not speak TLS"),
+            Self::Tls(error) => in_words(error, f),
+        }
+    }
+}
+
+impl std::error::Error for HandshakeError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io(error) => Some(error),
+            Self::Tls(error) => Some(error),
+        }
+    }
+}
+
+/// The words for an error of a TLS stream: for one that the peer or we caused at the TLS level, the
+/// operator's words for it.
+pub fn explain(error: &io::Error) -> String {
+    struct Words<'a>(&'a Error);
+    impl fmt::Display for Words<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            in_words(self.0, f)
+        }
+    }
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(inner) => Words(inner).to_string(),
+        None => error.to_string(),
+    }
+}
+
+/// The commonest failures in an operator's words; rustls's own for the rest.
+fn in_words(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    f.write_str(match error {
+        Error::NoCertificatesPresented => "the client showed no certificate",
+        Error::PeerIncompatible(PeerIncompatible::NoCertificateRequestSignatureSchemesInCommon)
+        | Error::PeerIncompatible(PeerIncompatible::NoCipherSuitesInCommon) => {
+            "no cipher suite or signature scheme in common"
+        }
+        Error::NoApplicationProtocol => "no protocol in common (ALPN)",
+        Error::InvalidCertificate(reason) => match reason {
+            CertificateError::UnknownIssuer => {
+                "the peer's certificate is not from our certificate authority"
+            }
+            // The authority's name was found and its key did not fit.
+            CertificateError::BadSignature => {
+                "the peer's certificate is not from our certificate authority but from another one of the same name (was the authority made anew?)"
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                "the peer's certificate has expired"
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "the peer's certificate is not valid yet (is a clock wrong?)"
+            }
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+                "the peer's certificate is for another use (a server certificate shown by a client, or the reverse)"
+            }
+            CertificateError::NotValidForName
+            | CertificateError::NotValidForNameContext { .. } => {
+                "the agent's certificate is for another name (see --server-name)"
+            }
+            CertificateError::ApplicationVerificationFailure => {
+                "the client's name is not allowed (--allow-name)"
+            }
+            _ => return fmt::Display::fmt(error, f),
+        },
+        Error::AlertReceived(alert) => match alert {
+            AlertDescription::UnknownCA => {
+                "refused: the peer does not know the authority of our certificate (alert unknown_ca)"
+            }
+            AlertDescription::DecryptError => {
+                "refused: the peer knows another authority of the same name as that of our certificate (alert decrypt_error)"
+            }
+            AlertDescription::CertificateExpired => {
+                "refused: our certificate has expired (alert certificate_expired)"
+            }
+            AlertDescription::CertificateRequired => {
+                "refused: a client certificate is required (alert certificate_required)"
+            }
+            AlertDescription::NoApplicationProtocol => {
+                "refused: the peer does not offer this protocol (alert no_application_protocol)"
+            }
+            AlertDescription::BadCertificate => {
+                "refused: the peer will not take our certificate; for a client, the name in it may not be the one it expects (alert bad_certificate)"
+            }
+            AlertDescription::AccessDenied => {
+                "refused: our certificate's name is not allowed here (alert access_denied)"
+            }
+            other => return write!(f, "refused: the peer sent the alert {other:?}"),
+        },
+        other => return fmt::Display::fmt(other, f),
+    })
+}
