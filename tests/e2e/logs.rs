@@ -1,0 +1,121 @@
+//! What an operator reads about a stream.
+
+use std::io::{Read, Write};
+
+use crate::support::process::AgentProcess;
+use crate::support::{Pki, destinations};
+
+/// The value of `name=` in a line of the log.
+fn field<'a>(line: &'a str, name: &str) -> &'a str {
+    let at = line.find(&format!(" {name}=")).unwrap_or_else(|| panic!("no {name}= in {line}"));
+    line[at + name.len() + 2..].split(' ').next().unwrap()
+}
+
+#[test]
+fn a_stream_is_one_line_when_it_opens_and_one_when_it_ends() {
+    let files = Pki::new().files();
+    let agent = AgentProcess::start(&files, &[]);
+    let echo = destinations::echo();
+    let mut stream = agent.client(&files).open("127.0.0.1", echo.port()).unwrap();
+    let local = stream.conn().peer_addr().unwrap();
+    assert_eq!(local, agent.address);
+    stream.write_all(b"12345").unwrap();
+    stream.read_exact(&mut [0; 5]).unwrap();
+    stream.close(crate::support::PATIENCE);
+    let ended = agent.wait_for("stream ended");
+    let opened = agent.wait_for("stream opened");
+    for name in ["id", "peer", "cert", "dst"] {
+        assert_eq!(field(&opened, name), field(&ended, name));
+    }
+    assert_eq!(field(&opened, "id"), "1");
+    assert!(field(&opened, "peer").starts_with("127.0.0.1:"));
+    assert_eq!(field(&opened, "cert"), "tester");
+    assert_eq!(field(&opened, "dst"), echo.to_string());
+    assert_eq!(field(&opened, "address"), echo.to_string());
+    assert_eq!((field(&ended, "up"), field(&ended, "down")), ("5", "5"));
+    assert!(field(&ended, "time").strip_suffix('s').unwrap().parse::<f64>().is_ok());
+    assert_eq!(field(&ended, "why"), "finished");
+    assert_eq!(agent.log().iter().filter(|line| line.contains("id=1 ")).count(), 2);
+}
+
+#[test]
+fn the_end_says_who_broke_the_stream() {
+    let files = Pki::new().files();
+    let agent = AgentProcess::start(&files, &["--half-close-timeout", "50ms"]);
+    let client = agent.client(&files);
+    let echo = destinations::echo().port();
+    let open = || {
+        let mut stream = client.open("127.0.0.1", echo).unwrap();
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0; 1]).unwrap();
+        stream
+    };
+    open().conn().finish().unwrap();
+    agent.wait_for("why=reading from the client: the connection was closed without close_notify");
+    open().conn().abort();
+    agent.wait_for("why=reading from the client: Connection reset by peer");
+
+    let reset = destinations::service(|mut stream| {
+        stream.read_exact(&mut [0; 1]).unwrap();
+        let linger = Some(std::time::Duration::ZERO);
+        socket2::SockRef::from(&stream).set_linger(linger).unwrap();
+    });
+    let mut stream = client.open("127.0.0.1", reset.port()).unwrap();
+    stream.write_all(b"x").unwrap();
+    drop(stream.read(&mut [0; 1]));
+    agent.wait_for("the destination: Connection reset by peer");
+
+    // Neither answers nor ends.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = client.open("127.0.0.1", silent.local_addr().unwrap().port()).unwrap();
+    let (_source, mut sink) = stream.split().unwrap();
+    adit::net::Sink::finish(&mut sink).unwrap();
+    agent.wait_for("why=half-close limit: nothing from the destination for 50ms");
+}
+
+#[test]
+fn a_refused_destination_is_one_line_that_says_why() {
+    let files = Pki::new().files();
+    let agent = AgentProcess::start(&files, &["--deny", "192.0.2.0/24"]);
+    let client = agent.client(&files);
+    let refused = destinations::refused();
+    drop(client.open("127.0.0.1", refused.port()).unwrap());
+    let line = agent.wait_for("Connection refused");
+    assert!(line.contains("stream refused id=1 peer=127.0.0.1:"), "{line}");
+    assert!(line.contains(&format!(" cert=tester dst={refused} why=")), "{line}");
+    drop(client.open("192.0.2.7", 22).unwrap());
+    agent.wait_for("dst=192.0.2.7:22 why=");
+    drop(client.open("no-such-host.invalid", 22).unwrap());
+    agent.wait_for("dst=no-such-host.invalid:22 why=");
+}
+
+#[test]
+fn a_flood_that_has_stopped_is_told_in_the_end() {
+    let files = Pki::new().files();
+    let agent = AgentProcess::start(&files, &[]);
+    const NOISE: usize = 12;
+    for _ in 0..NOISE {
+        let mut socket = std::net::TcpStream::connect(agent.address).unwrap();
+        socket.write_all(b"SSH-2.0-scanner\r\n").unwrap();
+        drop(socket.read_to_end(&mut Vec::new()));
+    }
+    let told = agent.wait_for(" more lines about peers that do not speak TLS were left out");
+    let count = told.split_once(" more lines").unwrap().0.rsplit(' ').next().unwrap();
+    let written = agent.log().iter().filter(|line| line.contains("why=the peer does not")).count();
+    assert_eq!(count.parse::<usize>().unwrap() + written, NOISE, "{told}");
+}
+
+#[test]
+fn probes_and_api_calls_are_silent_unless_asked_for() {
+    let files = Pki::new().files();
+    let agent = AgentProcess::start(&files, &[]);
+    let client = agent.client(&files);
+    client.probe().unwrap();
+    client.info().unwrap();
+    let echo = destinations::echo().port();
+    drop(client.open("127.0.0.1", echo).unwrap());
+    agent.wait_for("stream ended");
+    let lines = agent.log();
+    let streams = lines.iter().filter(|line| line.contains("id=")).count();
+    assert_eq!(streams, 2, "{lines:#?}");
+}
