@@ -41,7 +41,7 @@ fn a_stream_is_one_line_when_it_opens_and_one_when_it_ends() {
 #[test]
 fn the_end_says_who_broke_the_stream() {
     let files = Pki::new().files();
-    let agent = AgentProcess::start(&files, &["--half-close-timeout", "50ms"]);
+    let agent = AgentProcess::start(&files, &["--half-close-timeout", "500ms"]);
     let client = agent.client(&files);
     let echo = destinations::echo().port();
     let open = || {
@@ -70,7 +70,7 @@ fn the_end_says_who_broke_the_stream() {
     let stream = client.open("127.0.0.1", silent.local_addr().unwrap().port()).unwrap();
     let (_source, mut sink) = stream.split().unwrap();
     adit::net::Sink::finish(&mut sink).unwrap();
-    agent.wait_for("why=half-close limit: nothing from the destination for 50ms");
+    agent.wait_for("why=half-close limit: nothing from the destination for 500ms");
 }
 
 #[test]
