@@ -74,6 +74,13 @@ fn in_words(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         | Error::PeerIncompatible(PeerIncompatible::NoCipherSuitesInCommon) => {
             "no cipher suite or signature scheme in common"
         }
+        // A client that is older sends no signature algorithms, and rustls looks for them first.
+        Error::PeerIncompatible(
+            PeerIncompatible::SignatureAlgorithmsExtensionRequired
+            | PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::ServerDoesNotSupportTls12Or13,
+        ) => "the peer speaks neither TLS 1.2 nor 1.3",
         Error::NoApplicationProtocol => "no protocol in common (ALPN)",
         Error::InvalidCertificate(reason) => match reason {
             CertificateError::UnknownIssuer => {
@@ -117,8 +124,11 @@ fn in_words(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             AlertDescription::NoApplicationProtocol => {
                 "refused: the peer does not offer this protocol (alert no_application_protocol)"
             }
+            AlertDescription::ProtocolVersion => {
+                "refused: the peer speaks neither TLS 1.2 nor 1.3 (alert protocol_version)"
+            }
             AlertDescription::BadCertificate => {
-                "refused: the peer will not take our certificate; for a client, the name in it may not be the one it expects (alert bad_certificate)"
+                "refused: the peer will not take our certificate: its authority, name or dates may not be what the peer expects (alert bad_certificate)"
             }
             AlertDescription::AccessDenied => {
                 "refused: our certificate's name is not allowed here (alert access_denied)"
