@@ -10,7 +10,7 @@ use crate::support::command::run;
 use crate::support::process::{AgentProcess, adit};
 use crate::support::{client_of, destinations};
 
-fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests/fixtures/godoxy-pki", name].iter().collect()
 }
 
@@ -25,7 +25,7 @@ fn identity(set: &str, pair: &str) -> Identity {
 }
 
 /// The agent with nothing but the variables of an existing deployment, and more of them.
-fn agent(more: &[(&str, &str)]) -> AgentProcess {
+pub(crate) fn agent(more: &[(&str, &str)]) -> AgentProcess {
     let mut command: Command = adit();
     let text = std::fs::read_to_string(fixture("agent.env")).unwrap();
     command.envs(text.lines().filter_map(|line| line.split_once('=')));

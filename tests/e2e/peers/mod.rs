@@ -1,6 +1,8 @@
-//! Programs that no one here wrote, at either end. `tests/needs` installs them.
+//! Programs that no one here wrote, at either end, and Go's TLS and HTTP in one that we did.
+//! `tests/needs` installs them.
 
 mod gnutls;
+mod go;
 mod openssl;
 mod ssh;
 mod transfers;
