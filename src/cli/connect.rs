@@ -3,6 +3,8 @@
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use argh::FromArgs;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -87,13 +89,15 @@ fn pipe(stream: TlsStream) -> Result<(), String> {
     let conn = stream.conn().clone();
     let (mut source, sink) = stream.split().map_err(|error| error.to_string())?;
     let over = Stop::new().map_err(|error| error.to_string())?;
+    let all_read = Arc::new(AtomicBool::new(false));
     let input = {
-        let (over, conn) = (over.clone(), conn.clone());
-        threads::spawn("stdin", move || carry_input(sink, &conn, &over))
+        let (over, conn, all_read) = (over.clone(), conn.clone(), all_read.clone());
+        threads::spawn("stdin", move || carry_input(sink, &conn, &over, &all_read))
             .map_err(|error| format!("no thread for standard input: {error}"))?
     };
     let received = carry_output(&mut source);
-    let early = !input.is_finished();
+    // Asked of the input, not of its thread: that one still runs when our end is on its way.
+    let early = !all_read.load(Ordering::SeqCst);
     match &received {
         Ok(bytes) => {
             // Said at once: a program that runs us as its proxy may not let us live to the end.
@@ -165,7 +169,13 @@ fn carry_output(source: &mut impl Source) -> Result<u64, Output> {
 }
 
 /// Carries standard input until its end, `over`, or the connection's end. Returns the bytes.
-fn carry_input(mut sink: impl Sink, conn: &Conn, over: &Stop) -> io::Result<u64> {
+/// `all_read` is set before the destination can learn of the input's end.
+fn carry_input(
+    mut sink: impl Sink,
+    conn: &Conn,
+    over: &Stop,
+    all_read: &AtomicBool,
+) -> io::Result<u64> {
     let mut bytes = 0;
     let mut input = std::fs::File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut buffer = vec![0; LARGE];
@@ -193,6 +203,7 @@ fn carry_input(mut sink: impl Sink, conn: &Conn, over: &Stop) -> io::Result<u64>
             size => size?,
         };
         if size == 0 {
+            all_read.store(true, Ordering::SeqCst);
             return sink.finish().map(|()| bytes);
         }
         sink.write_all(buffer.get(..size).unwrap_or_default())?;
