@@ -11,6 +11,7 @@ use nix::sys::socket::{MsgFlags, send};
 use socket2::SockRef;
 
 use super::half::{Buffer, Event, Sink, Source};
+use crate::lifecycle::Deadline;
 
 /// A connected TCP socket shared by a reading thread, a writing thread and whoever may abort it.
 ///
@@ -33,29 +34,52 @@ impl Conn {
     }
 
     /// Waits for bytes. Zero is the peer's FIN. After [`Conn::abort`] or [`Conn::stop_reading`] the
-    /// error `ConnectionAborted`; after a read time-out `WouldBlock`.
+    /// error `ConnectionAborted`; after a read time-out `WouldBlock`. `Interrupted` is for callers
+    /// with a deadline: the kernel would begin the whole time-out anew.
     pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            // Linux goes on delivering what arrives after reading was shut down.
-            if self.is_deaf() {
-                return Err(aborted());
-            }
-            match (&self.socket).read(buffer) {
-                Ok(0) if self.is_deaf() => return Err(aborted()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return result,
-            }
+        // Linux goes on delivering what arrives after reading was shut down.
+        if self.is_deaf() {
+            return Err(aborted());
+        }
+        match (&self.socket).read(buffer) {
+            Ok(0) if self.is_deaf() => Err(aborted()),
+            result => result,
         }
     }
 
     /// Sends all of `data`, waiting while the peer does not read. After [`Conn::abort`] the error
-    /// `ConnectionAborted`; after a write time-out `WouldBlock`.
+    /// `ConnectionAborted`.
     pub fn send_all(&self, data: &[u8]) -> io::Result<()> {
+        self.send(|mut socket| socket.write_all(data))
+    }
+
+    /// [`Conn::send_all`] by `deadline`, however slowly the peer reads. [`Conn::unlimit_writes`]
+    /// makes later writes free of it.
+    pub fn send_all_by(&self, data: &[u8], deadline: &Deadline) -> io::Result<()> {
+        self.send(|mut socket| {
+            let mut rest = data;
+            while !rest.is_empty() {
+                // The kernel's limit is for one call, and one that sends a part is a success.
+                socket.set_write_timeout(Some(deadline.remaining()?))?;
+                match socket.write(rest) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(size) => rest = rest.get(size..).unwrap_or_default(),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        return Err(deadline.timed_out());
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn send(&self, write: impl FnOnce(&TcpStream) -> io::Result<()>) -> io::Result<()> {
         // Either we see the abort here, or the aborting thread sees that we are sending and wakes
         // us: both flags are sequentially consistent.
         self.sending.store(true, Ordering::SeqCst);
-        let result =
-            if self.is_aborted() { Err(aborted()) } else { (&self.socket).write_all(data) };
+        let result = if self.is_aborted() { Err(aborted()) } else { write(&self.socket) };
         self.sending.store(false, Ordering::SeqCst);
         match result {
             Err(_) if self.is_aborted() => Err(aborted()),
@@ -117,9 +141,9 @@ impl Conn {
         self.socket.set_read_timeout(limit)
     }
 
-    /// Limits every later write; `None` lifts the limit.
-    pub fn set_write_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
-        self.socket.set_write_timeout(limit)
+    /// Lifts the limit that [`Conn::send_all_by`] has left behind.
+    pub fn unlimit_writes(&self) -> io::Result<()> {
+        self.socket.set_write_timeout(None)
     }
 
     /// The other end's address.
@@ -173,6 +197,7 @@ impl Source for TcpSource {
                 self.buffer.shrink();
                 Ok(Event::Idle)
             }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Event::Idle),
             Err(error) => Err(error),
         }
     }
@@ -221,6 +246,20 @@ mod tests {
         assert_eq!(near.recv(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
         drop(near);
         assert_eq!(far.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    /// Each call takes a little: a limit for one call would never be over.
+    #[test]
+    fn a_peer_that_reads_slowly_does_not_extend_the_deadline() {
+        let (near, mut far) = pair();
+        let reader =
+            threads::spawn("reader", move || while let Ok(1..) = far.read(&mut [0; 1]) {}).unwrap();
+        let deadline = Deadline::after("answer", Duration::from_millis(100));
+        let error = near.send_all_by(&vec![0; 256 << 20], &deadline).unwrap_err();
+        assert_eq!(error.to_string(), "answer timed out after 100ms");
+        near.abort();
+        drop(near);
+        reader.join().unwrap();
     }
 
     #[test]

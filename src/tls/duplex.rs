@@ -53,8 +53,11 @@ impl Shared {
     }
 
     /// Sends everything in `output`, waiting while the peer does not read.
-    fn send(&self, output: &mut Outgoing) -> io::Result<()> {
-        let result = self.conn.send_all(output.bytes());
+    fn send(&self, output: &mut Outgoing, deadline: Option<&Deadline>) -> io::Result<()> {
+        let result = match deadline {
+            Some(deadline) => self.conn.send_all_by(output.bytes(), deadline),
+            None => self.conn.send_all(output.bytes()),
+        };
         output.clear();
         result
     }
@@ -109,35 +112,37 @@ impl TlsSource {
             }
             self.raw.reserve(size);
         }
-        if let Some(deadline) = &self.deadline {
-            self.shared.conn.set_read_timeout(Some(deadline.remaining()?))?;
-        }
-        let free = self.raw.get_mut(self.filled..).unwrap_or_default();
-        let room = free.len();
-        match self.shared.conn.recv(free) {
-            Ok(0) => Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the connection was closed without close_notify",
-            )),
-            Ok(size) => {
-                self.filled += size;
-                if size == room
-                    && self.raw.len() < LARGE
-                    && self.raw.grow()
-                    && !self.timed
-                    && self.deadline.is_none()
-                {
-                    self.shared.conn.set_read_timeout(Some(IDLE_AFTER))?;
-                    self.timed = true;
-                }
-                Ok(())
+        let size = loop {
+            if let Some(deadline) = &self.deadline {
+                self.shared.conn.set_read_timeout(Some(deadline.remaining()?))?;
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => match &self.deadline {
-                Some(deadline) => Err(deadline.timed_out()),
-                None => Err(error),
-            },
-            Err(error) => Err(error),
+            let free = self.raw.get_mut(self.filled..).unwrap_or_default();
+            match (self.shared.conn.recv(free), &self.deadline) {
+                (Ok(0), _) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "the connection was closed without close_notify",
+                    ));
+                }
+                (Ok(size), _) => break size,
+                (Err(error), _) if error.kind() == io::ErrorKind::Interrupted => {}
+                (Err(error), Some(deadline)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(deadline.timed_out());
+                }
+                (Err(error), _) => return Err(error),
+            }
+        };
+        self.filled += size;
+        if self.filled == self.raw.len()
+            && self.raw.len() < LARGE
+            && self.raw.grow()
+            && !self.timed
+            && self.deadline.is_none()
+        {
+            self.shared.conn.set_read_timeout(Some(IDLE_AFTER))?;
+            self.timed = true;
         }
+        Ok(())
     }
 
     /// Decrypts what is in `raw`.
@@ -247,23 +252,15 @@ impl TlsSink {
         &mut self,
         encrypt: impl FnOnce(&mut State, &mut Outgoing) -> Result<(), rustls::Error>,
     ) -> io::Result<()> {
-        if let Some(deadline) = &self.deadline {
-            self.shared.conn.set_write_timeout(Some(deadline.remaining()?))?;
-        }
         let mut output = self.shared.output();
         let encrypted = {
             let mut state = self.shared.state();
             output.take(&mut state.pending);
             state.update_keys(&mut output).and_then(|()| encrypt(&mut state, &mut output))
         };
-        let sent = self.shared.send(&mut output);
+        let sent = self.shared.send(&mut output, self.deadline.as_ref());
         encrypted.map_err(|error| Failure::Tls(error).into_io())?;
-        match (sent, &self.deadline) {
-            (Err(error), Some(deadline)) if error.kind() == io::ErrorKind::WouldBlock => {
-                Err(deadline.timed_out())
-            }
-            (sent, _) => sent,
-        }
+        sent
     }
 
     /// Sends what is pending.
@@ -274,7 +271,7 @@ impl TlsSink {
     pub(super) fn set_deadline(&mut self, deadline: Option<Deadline>) -> io::Result<()> {
         self.deadline = deadline;
         if deadline.is_none() {
-            self.shared.conn.set_write_timeout(None)?;
+            self.shared.conn.unlimit_writes()?;
         }
         Ok(())
     }

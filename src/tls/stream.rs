@@ -186,6 +186,7 @@ pub(super) fn drain(conn: &Conn, limit: Duration) {
             return;
         }
         match conn.recv(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Ok(0) | Err(_) => return,
             Ok(size) => left = left.saturating_sub(size),
         }

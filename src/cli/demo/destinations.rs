@@ -254,8 +254,10 @@ impl Read for Plain {
 
 impl Write for Plain {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.conn.set_write_timeout(self.left()?)?;
-        self.conn.send_all(data).map_err(|error| self.named(error))?;
+        match &self.deadline {
+            Some(deadline) => self.conn.send_all_by(data, deadline)?,
+            None => self.conn.send_all(data)?,
+        }
         Ok(data.len())
     }
 
