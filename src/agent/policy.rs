@@ -47,6 +47,10 @@ impl Policy {
     /// Whether a destination might be reached, as far as its text tells: refuses what no address
     /// could make right, so that it need not be resolved.
     pub fn check_name(&self, host: &str, port: u16) -> Result<(), Denied> {
+        // Resolvers read `\100b` as `db`, which no rule would recognise. No host name has one.
+        if host.contains('\\') {
+            return Err(Denied::Backslash);
+        }
         let host = normal(host);
         match literal(&host) {
             Some(address) => self.check(&host, address, port),
@@ -248,6 +252,10 @@ fn parse_host(host: &str) -> Result<Host, &'static str> {
                     10.0.0.0/8",
         );
     }
+    if is_numeric_pattern(&name) {
+        return Err("a pattern of numbers matches one spelling of an address and none of the \
+                    others; write a network such as 10.0.0.0/8");
+    }
     Ok(Host::Name(WildMatch::new(&name)))
 }
 
@@ -273,6 +281,12 @@ fn looks_numeric(name: &str) -> bool {
         Some(hex) => hex.bytes().all(|byte| byte.is_ascii_hexdigit()),
         None => last.bytes().all(|byte| byte.is_ascii_digit()),
     }
+}
+
+/// Whether a pattern is meant for addresses: `127.*`, `10.0.?.*`.
+fn is_numeric_pattern(name: &str) -> bool {
+    let digits = name.bytes().any(|byte| byte.is_ascii_digit());
+    digits && name.bytes().all(|byte| byte.is_ascii_digit() || b".*?".contains(&byte))
 }
 
 fn parse_ports(text: &str) -> Result<Vec<RangeInclusive<u16>>, &'static str> {
@@ -318,6 +332,8 @@ pub enum Denied {
     By(Rule),
     /// There are allow rules, and none matches it.
     NotAllowed,
+    /// The host has a backslash: an escape that resolvers undo.
+    Backslash,
 }
 
 impl fmt::Display for Denied {
@@ -325,6 +341,7 @@ impl fmt::Display for Denied {
         match self {
             Self::By(rule) => write!(f, "denied by rule {rule}"),
             Self::NotAllowed => f.write_str("no allow rule matches"),
+            Self::Backslash => f.write_str("a host has no backslash"),
         }
     }
 }
