@@ -51,18 +51,34 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             Err(word) => return report(&Exit::Usage(format!("{word:?} is not UTF-8"))),
         }
     }
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let words: Vec<&str> = words.iter().flat_map(|word| spread(word)).collect();
     let result = match Adit::from_args(&["adit"], &words) {
         Ok(arguments) => run(arguments),
         Err(EarlyExit { output, status: Ok(()) }) => print(output.trim_end()),
-        Err(EarlyExit { output, status: Err(()) }) => {
-            Err(Exit::Usage(output.trim_end().to_owned()))
-        }
+        Err(EarlyExit { output, status: Err(()) }) => Err(Exit::Usage(one_line(&output))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(exit) => report(&exit),
     }
+}
+
+/// `-vv`, which everybody tries, as the `-v -v` that it means.
+fn spread(word: &str) -> Vec<&str> {
+    if word == "-vv" { vec!["-v", "-v"] } else { vec![word] }
+}
+
+/// Lines as one: a paragraph's after each other, paragraphs apart by a semicolon.
+fn one_line(text: &str) -> String {
+    let paragraphs = text.split("\n\n").map(|paragraph| {
+        paragraph
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect::<Vec<_>>()
+            .join(" ")
+    });
+    paragraphs.filter(|paragraph| !paragraph.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 fn run(arguments: Adit) -> Result<(), Exit> {
@@ -167,4 +183,25 @@ fn printable(text: &str) -> String {
         }
     };
     text.chars().map(keep).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_parser_says_becomes_one_line() {
+        let required = "Required options not provided:\n    --agent\n    --ca\n";
+        assert_eq!(one_line(required), "Required options not provided: --agent --ca");
+        let unknown = "Unrecognized argument: -x\n\nRun adit --help for more information.\n";
+        let line = "Unrecognized argument: -x; Run adit --help for more information.";
+        assert_eq!(one_line(unknown), line);
+    }
+
+    #[test]
+    fn two_letters_v_are_two_switches() {
+        assert_eq!(spread("-vv"), ["-v", "-v"]);
+        assert_eq!(spread("-v"), ["-v"]);
+        assert_eq!(spread("host-vv"), ["host-vv"]);
+    }
 }

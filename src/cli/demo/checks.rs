@@ -89,8 +89,16 @@ fn round_trips(stage: &Stage) -> Checked {
     }
     stream.close(Duration::ZERO);
     times.sort_unstable();
-    let at = |place: usize| times.get(place).map_or(0.0, |time| time.as_secs_f64() * 1e6);
-    Ok(format!("p50 {:.0} us, p99 {:.0} us", at(500), at(990)))
+    let at = |place: usize| short(times.get(place).copied().unwrap_or_default());
+    Ok(format!("p50 {}, p99 {}", at(500), at(990)))
+}
+
+/// In microseconds, or in milliseconds where those would need five digits.
+fn short(time: Duration) -> String {
+    match time.as_micros() {
+        0..10_000 => format!("{} us", time.as_micros()),
+        _ => format!("{} ms", time.as_millis()),
+    }
 }
 
 fn bulk_up(stage: &Stage) -> Checked {
@@ -347,4 +355,16 @@ fn milliseconds(time: Duration) -> String {
 fn rate(time: Duration) -> String {
     // BULK is far below 2^53, where floats still count whole numbers.
     format!("{:.0} MB/s", BULK as f64 / 1e6 / time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_take_at_most_seven_letters() {
+        assert_eq!(short(Duration::from_micros(9_999)), "9999 us");
+        assert_eq!(short(Duration::from_micros(10_000)), "10 ms");
+        assert_eq!(short(Duration::from_millis(9_999)), "9999 ms");
+    }
 }
