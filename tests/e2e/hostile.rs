@@ -9,6 +9,7 @@ use std::thread;
 use adit::net::{Event, Sink, Source};
 use adit::pki::{Identity, Purpose, Validity};
 use adit::wire::header;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 
 use crate::support::agents::{connect_from, until};
@@ -16,11 +17,12 @@ use crate::support::process::AgentProcess;
 use crate::support::raw_tls::{ALERT, CLOSE_NOTIFY, DATA, RawTls};
 use crate::support::{PATIENCE, Pki, destinations};
 
-const SHORT: [&str; 6] =
-    ["--handshake-timeout", "2s", "--header-timeout", "2s", "--dial-timeout", "2s"];
+/// Only where the limit is the subject: elsewhere it would be a race with a slow machine.
+const HANDSHAKE_2S: [&str; 2] = ["--handshake-timeout", "2s"];
+const HEADER_2S: [&str; 2] = ["--header-timeout", "2s"];
 
-fn agent(pki: &Pki) -> AgentProcess {
-    AgentProcess::start(&pki.files(), &SHORT)
+fn agent(pki: &Pki, flags: &[&str]) -> AgentProcess {
+    AgentProcess::start(&pki.files(), flags)
 }
 
 fn connect(agent: &AgentProcess) -> TcpStream {
@@ -47,7 +49,7 @@ fn bytes_that_are_not_tls_are_refused_with_a_line_that_says_so() {
         (b"\x16\x03\x01\x00\x05\x63\x00\x00\x01\x00", "why="),
     ];
     for (bytes, why) in noise {
-        let agent = agent(&pki);
+        let agent = agent(&pki, &[]);
         let mut socket = connect(&agent);
         socket.write_all(bytes).unwrap();
         is_closed(&socket);
@@ -60,7 +62,7 @@ fn bytes_that_are_not_tls_are_refused_with_a_line_that_says_so() {
 #[test]
 fn who_says_nothing_or_goes_away_is_let_go() {
     let pki = Pki::new();
-    let agent = agent(&pki);
+    let agent = agent(&pki, &HANDSHAKE_2S);
     let silent = connect(&agent);
     is_closed(&silent);
     agent.wait_for("it sent nothing within 2s");
@@ -76,7 +78,7 @@ fn who_says_nothing_or_goes_away_is_let_go() {
 #[test]
 fn a_handshake_a_byte_at_a_time_ends_at_its_limit() {
     let pki = Pki::new();
-    let agent = agent(&pki);
+    let agent = agent(&pki, &HANDSHAKE_2S);
     let mut socket = connect(&agent);
     // A record that would take 16 KiB to finish.
     socket.write_all(b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc\x03\x03").unwrap();
@@ -129,9 +131,11 @@ fn wrong_headers_are_each_refused_with_their_reason() {
         (signed(changed(9, b'\n')), &nothing, "has control characters"),
     ];
     for (bytes, then, why) in cases {
-        let mut flags = SHORT.to_vec();
-        flags.push("--verbose");
-        let agent = AgentProcess::start(&pki.files(), &flags);
+        let mut flags = vec!["--verbose"];
+        if why.contains("timed out") || why.contains("came") {
+            flags.extend(HEADER_2S);
+        }
+        let agent = agent(&pki, &flags);
         let mut client = RawTls::connect(agent.address, &pki.client("tester"), true);
         // The agent's handshake is over too.
         agent.wait_for("resumed=");
@@ -149,20 +153,23 @@ fn wrong_headers_are_each_refused_with_their_reason() {
 #[test]
 fn a_header_a_byte_at_a_time_ends_at_its_limit() {
     let pki = Pki::new();
-    let agent = agent(&pki);
+    let agent = agent(&pki, &HEADER_2S);
     let mut client = RawTls::connect(agent.address, &pki.client("tester"), true);
     for byte in &header::encode_stream("127.0.0.1", 1).unwrap()[..200] {
-        client.send(DATA, &[*byte]);
+        let record = client.seal(DATA, &[*byte]);
+        if client.socket.write_all(&record).is_err() {
+            break;
+        }
     }
     let line = agent.wait_for("stream refused");
-    assert!(line.contains("200 of 275 bytes came: stream header timed out"), "{line}");
+    assert!(line.contains(" of 275 bytes came: stream header timed out"), "{line}");
     agent.ends_well();
 }
 
 #[test]
 fn destinations_that_cannot_be_had_end_the_stream_in_order_within_the_limit() {
     let pki = Pki::new();
-    let agent = agent(&pki);
+    let agent = agent(&pki, &["--dial-timeout", "2s"]);
     let hole = BlackHole::new();
     let cases = [
         ("127.0.0.1", destinations::refused().port(), "Connection refused"),
@@ -226,7 +233,7 @@ fn certificates_that_do_not_count_are_refused_with_their_reason() {
     ];
     for (identity, why) in cases {
         for tls13 in [true, false] {
-            let agent = agent(&pki);
+            let agent = agent(&pki, &[]);
             let client = RawTls::over(connect(&agent), &identity, tls13);
             assert!(tls13 || client.is_err(), "{why}");
             let line = agent.wait_for("connection refused");
@@ -239,7 +246,7 @@ fn certificates_that_do_not_count_are_refused_with_their_reason() {
 #[test]
 fn names_in_certificates_cannot_write_log_lines() {
     let pki = Pki::new();
-    let agent = agent(&pki);
+    let agent = agent(&pki, &[]);
     let refused = destinations::refused();
     for (name, shown) in [
         ("two dst=10.0.0.1:22", "cert=\"two dst=10.0.0.1:22\" dst="),
@@ -275,7 +282,13 @@ fn undisturbed_by(agent: &AgentProcess, pki: &Pki, noise: impl FnOnce()) -> f64 
         agent.client_of(pki).open("127.0.0.1", sink.port()).unwrap().split().unwrap();
     let (sent, over, done) = (AtomicU64::new(0), AtomicBool::new(false), AtomicBool::new(false));
     let done = &done;
+    let raise = || {
+        done.store(true, Ordering::SeqCst);
+        over.store(true, Ordering::SeqCst);
+    };
     thread::scope(|scope| {
+        // Also when the noise panics: the scope waits for its threads.
+        let raised = Finally(raise);
         scope.spawn(|| {
             while !over.load(Ordering::SeqCst) {
                 bulk.write_all(&[7; 65536]).unwrap();
@@ -305,8 +318,7 @@ fn undisturbed_by(agent: &AgentProcess, pki: &Pki, noise: impl FnOnce()) -> f64 
         noise();
         let (during, _) = rate(now);
         assert!(during > 0.0, "the bulk stream stood still");
-        done.store(true, Ordering::SeqCst);
-        over.store(true, Ordering::SeqCst);
+        drop(raised);
         let mut total = Vec::new();
         while let Event::Data(data) = answer.next().unwrap() {
             total.extend_from_slice(data);
@@ -316,11 +328,23 @@ fn undisturbed_by(agent: &AgentProcess, pki: &Pki, noise: impl FnOnce()) -> f64 
     })
 }
 
+/// Calls a function when it goes out of scope, however that comes about.
+struct Finally<F: Fn()>(F);
+
+impl<F: Fn()> Drop for Finally<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 #[test]
 fn five_thousand_silent_connections_cost_no_thread_and_no_stream_notices() {
     let pki = Pki::new();
-    let flags = ["--handshake-timeout", "2s"];
-    let agent = AgentProcess::start(&pki.files(), &flags);
+    // Both ends of 1,500 connections; a login's usual limit is 1,024.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    let started = std::time::Instant::now();
+    let agent = agent(&pki, &["--handshake-timeout", "5s"]);
     // Whoever comes from elsewhere gets in, whatever the noisy ones do.
     let mut most = 0;
     let ratio = undisturbed_by(&agent, &pki, || {
@@ -336,13 +360,15 @@ fn five_thousand_silent_connections_cost_no_thread_and_no_stream_notices() {
             }
         }
         agent.wait_for("too many connections wait silently");
-        agent.wait_for("it sent nothing within 2s");
+        agent.wait_for("it sent nothing within 5s");
     });
     println!("bulk during 5,000 silent connections: {ratio:.2} of undisturbed");
     // Up to 32 may wait for work; 1,500 connections were there at the same time.
     assert!(most < 50, "{most} threads");
     let refused = agent.count("connection refused");
-    assert!(refused <= 60, "{refused} lines");
+    // Five lines of each of three kinds in ten seconds.
+    let windows = started.elapsed().as_secs() as usize / 10 + 2;
+    assert!(refused <= 15 * windows, "{refused} lines in {windows} windows");
     until("threads are back", || agent.threads() <= 3);
     agent.ends_well();
 }
@@ -350,7 +376,7 @@ fn five_thousand_silent_connections_cost_no_thread_and_no_stream_notices() {
 #[test]
 fn a_flood_of_handshakes_that_fail_leaves_memory_where_it_was() {
     let pki = Pki::new();
-    let agent = AgentProcess::start(&pki.files(), &SHORT);
+    let agent = agent(&pki, &[]);
     let mut stranger = Pki::new().client("stranger");
     stranger.authorities = pki.client("tester").authorities;
     let fail = |times: usize| {
@@ -371,7 +397,6 @@ fn a_flood_of_handshakes_that_fail_leaves_memory_where_it_was() {
     let after = agent.resident();
     println!("resident before {before} KiB, after {after} KiB");
     assert!(after < before + 8 * 1024, "{before} KiB before, {after} KiB after");
-    assert!(agent.count("the peer does not speak TLS") <= 40);
     assert!(agent.count("similar lines left out") + agent.count("does not speak TLS") > 0);
     agent.ends_well();
 }
@@ -379,7 +404,7 @@ fn a_flood_of_handshakes_that_fail_leaves_memory_where_it_was() {
 #[test]
 fn a_request_that_ends_with_its_handshake_flight_is_carried_out() {
     let pki = Pki::new();
-    let agent = agent(&pki);
+    let agent = agent(&pki, &[]);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let mut client = RawTls::connect(agent.address, &pki.client("tester"), true);

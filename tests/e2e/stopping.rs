@@ -62,6 +62,19 @@ fn a_stream_that_outlasts_the_drain_time_is_cut_and_named() {
 }
 
 #[test]
+fn nohup_keeps_what_it_promises() {
+    let files = Pki::new().files();
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_adit"), "agent"]);
+    command.args(["--listen", "127.0.0.1:0"]).args(files.flags("server"));
+    let mut agent = AgentProcess::spawn(command);
+    agent.signal("SIGHUP");
+    agent.client(&files).probe().unwrap();
+    agent.signal("SIGTERM");
+    assert_eq!(agent.wait().code(), Some(0));
+}
+
+#[test]
 fn a_second_signal_ends_it_at_once() {
     let (_files, mut agent, mut stream) = busy(&["--drain", "1h"]);
     agent.signal("SIGTERM");
@@ -129,7 +142,7 @@ fn an_api_answer_in_progress_is_still_sent() {
     };
     let (mut api, mut idle) = (connect(), connect());
     let request = "GET /godoxy/agent/health?scheme=http&host=127.0.0.1&port=";
-    write!(api, "{request}{} HTTP/1.1\r\nHost: x\r\n\r\n", slow.port()).unwrap();
+    write!(api, "{request}{}&timeout=60000 HTTP/1.1\r\nHost: x\r\n\r\n", slow.port()).unwrap();
     is_asked.recv_timeout(PATIENCE).unwrap();
     agent.signal("SIGTERM");
     // The one that waits for a request is let go when the agent has begun to drain.

@@ -214,7 +214,7 @@ fn a_silent_second_direction_ends_at_the_half_close_limit() {
 
 #[test]
 fn data_extends_the_half_close_limit() {
-    let limit = Duration::from_secs(1);
+    let limit = Duration::from_secs(3);
     let agent = with_half_close(limit);
     let (mut source, mut sink) = stream(&agent, move |mut stream| {
         let end = Instant::now() + 2 * limit + limit / 2;

@@ -15,6 +15,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion,
 };
+use socket2::SockRef;
 
 use super::{PATIENCE, Pki};
 
@@ -103,6 +104,10 @@ pub fn pair(version: &'static SupportedProtocolVersion) -> (TlsStream, TlsStream
     let mut near = near.join().unwrap();
     for end in [&mut near, &mut far] {
         end.set_deadline(None).unwrap();
+        // However much the system would buffer: tests fill it.
+        let socket = SockRef::from(end.conn().as_ref());
+        socket.set_send_buffer_size(1 << 20).unwrap();
+        socket.set_recv_buffer_size(1 << 20).unwrap();
     }
     (near, far)
 }

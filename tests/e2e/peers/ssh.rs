@@ -1,17 +1,17 @@
 //! ssh through `adit connect` to a real sshd.
 
-use std::net::TcpListener;
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 use super::{Running, tool};
 use crate::support::command::run;
 use crate::support::pattern::{MIB, Pattern};
 use crate::support::process::AgentProcess;
-use crate::support::{PATIENCE, Pki, PkiFiles};
+use crate::support::{PATIENCE, Pki, PkiFiles, destinations};
 
 struct Sshd {
     dir: tempfile::TempDir,
-    port: u16,
+    address: SocketAddr,
     _running: Running,
 }
 
@@ -25,9 +25,9 @@ impl Sshd {
             run(&mut keygen, b"").ok();
         }
         std::fs::copy(path("user.pub"), path("authorized")).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let address = destinations::unused();
         let config = format!(
-            "ListenAddress 127.0.0.1:{port}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\n\
+            "ListenAddress {address}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\n\
              StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\n",
             path("host").display(),
             path("authorized").display(),
@@ -44,7 +44,7 @@ impl Sshd {
         let up = lines.by_ref().map(Result::unwrap).find(|line| line.contains("listening"));
         up.expect("sshd listens");
         std::thread::spawn(move || lines.for_each(drop));
-        Self { dir, port, _running: Running(child) }
+        Self { dir, address, _running: Running(child) }
     }
 
     fn ssh(&self, agent: &AgentProcess, files: &PkiFiles) -> Command {
@@ -60,8 +60,8 @@ impl Sshd {
         command.args(["-o", "BatchMode=yes", "-o", "LogLevel=ERROR"]);
         command.arg("-o").arg(format!("ConnectTimeout={}", PATIENCE.as_secs()));
         command.arg("-i").arg(self.dir.path().join("user"));
-        command.args(["-p", &self.port.to_string()]);
-        command.arg("127.0.0.1");
+        command.args(["-p", &self.address.port().to_string()]);
+        command.arg(self.address.ip().to_string());
         command
     }
 }

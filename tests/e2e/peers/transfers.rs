@@ -54,16 +54,21 @@ fn a_gibibyte_goes_each_way_while_curl_asks_the_api() {
 fn socat_is_served_like_any_destination() {
     let files = Pki::new().files();
     let agent = AgentProcess::start(&files, &[]);
-    let port = destinations::refused().port();
+    let address = destinations::unused();
     let mut command = tool("socat", "socat");
-    command.args(["-d", "-d", &format!("TCP-LISTEN:{port},bind=127.0.0.1"), "EXEC:rev"]);
+    command.args([
+        "-d",
+        "-d",
+        &format!("TCP-LISTEN:{},bind={}", address.port(), address.ip()),
+        "EXEC:rev",
+    ]);
     let mut server = super::Running(command.stderr(std::process::Stdio::piped()).spawn().unwrap());
     let log = std::io::BufReader::new(server.0.stderr.take().unwrap());
     let mut lines = std::io::BufRead::lines(log).map(Result::unwrap);
     lines.by_ref().find(|line| line.contains("listening")).expect("socat listens");
     let mut command = crate::support::process::adit();
     command.args(["connect", "--agent", &agent.address.to_string()]);
-    command.args(files.flags("client")).arg(format!("127.0.0.1:{port}"));
+    command.args(files.flags("client")).arg(address.to_string());
     // `rev` answers only when its input has ended: the half-close arrived.
     assert_eq!(run(&mut command, b"desrever\n").ok().text(), "reversed\n");
 }
