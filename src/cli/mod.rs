@@ -68,17 +68,16 @@ fn spread(word: &str) -> Vec<&str> {
     if word == "-vv" { vec!["-v", "-v"] } else { vec![word] }
 }
 
-/// Lines as one: a paragraph's after each other, paragraphs apart by a semicolon.
+/// Lines as one, apart by semicolons; an indented line continues the one before.
 fn one_line(text: &str) -> String {
-    let paragraphs = text.split("\n\n").map(|paragraph| {
-        paragraph
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-            .collect::<Vec<_>>()
-            .join(" ")
-    });
-    paragraphs.filter(|paragraph| !paragraph.is_empty()).collect::<Vec<_>>().join("; ")
+    let mut line = String::new();
+    for part in text.lines().filter(|part| !part.trim().is_empty()) {
+        if !line.is_empty() {
+            line += if part.starts_with(char::is_whitespace) { " " } else { "; " };
+        }
+        line += part.trim();
+    }
+    line
 }
 
 fn run(arguments: Adit) -> Result<(), Exit> {
@@ -191,8 +190,11 @@ mod tests {
 
     #[test]
     fn what_the_parser_says_becomes_one_line() {
-        let required = "Required options not provided:\n    --agent\n    --ca\n";
-        assert_eq!(one_line(required), "Required options not provided: --agent --ca");
+        let required = "Positional arguments missing:\n    host\nOptions missing:\n    --agent\n";
+        assert_eq!(
+            one_line(required),
+            "Positional arguments missing: host; Options missing: --agent"
+        );
         let unknown = "Unrecognized argument: -x\n\nRun adit --help for more information.\n";
         let line = "Unrecognized argument: -x; Run adit --help for more information.";
         assert_eq!(one_line(unknown), line);
