@@ -47,10 +47,7 @@ impl Policy {
     /// Whether a destination might be reached, as far as its text tells: refuses what no address
     /// could make right, so that it need not be resolved.
     pub fn check_name(&self, host: &str, port: u16) -> Result<(), Denied> {
-        // Resolvers read `\100b` as `db`, which no rule would recognise. No host name has one.
-        if host.contains('\\') {
-            return Err(Denied::Backslash);
-        }
+        refuse_escapes(host)?;
         let host = normal(host);
         match literal(&host) {
             Some(address) => self.check(&host, address, port),
@@ -79,6 +76,7 @@ impl Policy {
     /// reading of an unspecified destination), and IPv4-mapped, IPv4-compatible and NAT64
     /// (`64:ff9b::/96`, RFC 6052) addresses reach the IPv4 address in them.
     pub fn check_address(&self, host: &str, address: SocketAddr) -> Result<(), Denied> {
+        refuse_escapes(host)?;
         self.check(&normal(host), address.ip(), address.port())
     }
 
@@ -104,6 +102,11 @@ impl Policy {
             Err(Denied::NotAllowed)
         }
     }
+}
+
+/// Resolvers read `\100b` as `db`, which no rule would recognise. No host name has a backslash.
+fn refuse_escapes(host: &str) -> Result<(), Denied> {
+    if host.contains('\\') { Err(Denied::Backslash) } else { Ok(()) }
 }
 
 /// A host as rules see it: DNS does not tell case (of ASCII, RFC 4343), a final dot only says that

@@ -62,6 +62,7 @@ fn an_escape_cannot_hide_a_name() {
         assert_eq!(policy.check_name(host, 1).unwrap_err().to_string(), "a host has no backslash");
     }
     assert!(Policy::default().check_name(r"\108ocalhost", 1).is_err());
+    assert!(!permits(&policy, r"d\098.internal", "192.0.2.1", 1));
 }
 
 #[test]
