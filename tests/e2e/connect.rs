@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use crate::support::command::{Ran, run};
 use crate::support::pattern::{MIB, Pattern};
-use crate::support::process::adit;
-use crate::support::{Pki, PkiFiles, TestAgent, destinations};
+use crate::support::process::{AgentProcess, adit};
+use crate::support::{PATIENCE, Pki, PkiFiles, TestAgent, destinations};
 
 fn connect(agent: SocketAddr, files: &PkiFiles, destination: &str) -> Command {
     let mut command = adit();
@@ -18,9 +18,13 @@ fn connect(agent: SocketAddr, files: &PkiFiles, destination: &str) -> Command {
 
 /// Runs it through a new agent.
 fn through(destination: SocketAddr, input: &[u8]) -> Ran {
+    through_with(destination, input, &[])
+}
+
+fn through_with(destination: SocketAddr, input: &[u8], flags: &[&str]) -> Ran {
     let agent = TestAgent::new();
     let files = agent.pki.files();
-    run(&mut connect(agent.address, &files, &destination.to_string()), input)
+    run(connect(agent.address, &files, &destination.to_string()).args(flags), input)
 }
 
 #[test]
@@ -81,8 +85,68 @@ fn a_destination_that_only_takes_is_no_failure() {
     let sink = destinations::service(|mut stream| {
         std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
     });
-    let ran = through(sink, b"log line\n");
+    let ran = through_with(sink, b"log line\n", &["--no-reply"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
+    // Without that word it looks like a destination that was never reached.
+    let ran = through(sink, b"log line\n");
+    assert!(ran.code == Some(1) && ran.err.contains("--no-reply"), "{ran:?}");
+    // And with it, input that nobody took is still missed.
+    let endless = destinations::service(drop);
+    let agent = TestAgent::new();
+    let files = agent.pki.files();
+    let mut child = connect(agent.address, &files, &endless.to_string())
+        .arg("--no-reply")
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    while input.write_all(&[0; 4096]).is_ok() {}
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn a_signal_passes_the_end_on_and_nothing_looks_broken() {
+    let files = Pki::new().files();
+    let agent = AgentProcess::start(&files, &[]);
+    let (tell, told) = crossbeam_channel::bounded(1);
+    let greets = destinations::service(move |mut stream| {
+        stream.write_all(b"hello").unwrap();
+        let mut all = String::new();
+        tell.send(stream.read_to_string(&mut all).map(|_| all)).unwrap();
+    });
+    let mut child = connect(agent.address, &files, &greets.to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(b"last words").unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 5]).unwrap();
+    let signal = nix::sys::signal::Signal::SIGHUP;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), signal).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+    let all = told.recv_timeout(PATIENCE).unwrap().unwrap();
+    assert!("last words".starts_with(&all), "{all:?}");
+    let line = agent.wait_for("stream ended");
+    assert!(line.contains("why=finished"), "{line}");
+}
+
+#[test]
+fn an_output_that_someone_made_non_blocking_still_gets_everything() {
+    let source = destinations::service(|mut stream| stream.write_all(&[7; 1 << 20]).unwrap());
+    let agent = TestAgent::new();
+    let files = agent.pki.files();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let flags = nix::fcntl::OFlag::O_NONBLOCK;
+    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(flags)).unwrap();
+    let mut command = connect(agent.address, &files, &source.to_string());
+    let mut child = command.stdin(Stdio::null()).stdout(writer).spawn().unwrap();
+    drop(command);
+    let mut all = Vec::new();
+    reader.read_to_end(&mut all).unwrap();
+    assert_eq!(all.len(), 1 << 20);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[test]
