@@ -10,7 +10,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::identity::{self, IdentityFlags};
 use super::signals::Signals;
-use super::{Exit, count, duration, start_logging};
+use super::{Exit, count, duration, environment, start_logging};
 use crate::agent::api::{Api, GODOXY_VERSION, Runtime};
 use crate::agent::policy::Policy;
 use crate::agent::{self, Agent, Limits, Services};
@@ -128,7 +128,7 @@ struct Config {
 /// Runs `adit agent` until a signal.
 pub fn run(command: AgentCommand) -> Result<(), Exit> {
     start_logging(command.quiet, command.verbose)?;
-    let config = configure(command, &|name| std::env::var(name).ok())?;
+    let config = configure(command, &environment::variable)?;
     let signals = Signals::install(|| notify(&[sd_notify::NotifyState::Stopping]))?;
     raise_descriptor_limit(&config.limits);
     let agent = bind(&config)?;

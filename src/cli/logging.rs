@@ -24,29 +24,62 @@ enum Reader {
     Stream,
 }
 
-/// Starts logging to standard error.
-///
-/// What is logged: with `quiet`, warnings and errors; with `verbose` 1, also this program's own
-/// debug lines; from 2 on, everything. Without these flags `ADIT_LOG` decides, or else `RUST_LOG`
-/// (both in env_logger's syntax, such as `info` or `adit::agent=debug`; the first one that is set
-/// and not empty counts), or else `info`. Fails when a logger is set already.
-pub fn init(quiet: bool, verbose: u8) -> Result<(), SetLoggerError> {
-    let variable = |name| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-    let environment = variable("ADIT_LOG").or_else(|| variable("RUST_LOG"));
+/// Starts logging to standard error what `filter` lets through (see [`filter()`]). Fails when a
+/// logger is set already.
+pub fn init(filter: &str) -> Result<(), SetLoggerError> {
+    let variable = |name| std::env::var(name).ok();
     let reader = reader(variable("JOURNAL_STREAM").as_deref(), stderr_device_and_inode());
     env_logger::Builder::new()
-        .parse_filters(&filter(quiet, verbose, environment))
+        .parse_filters(filter)
         .format(move |out, record| writeln!(out, "{}", line(reader, record, clock::wall())))
         .try_init()
 }
 
-fn filter(quiet: bool, verbose: u8, environment: Option<String>) -> String {
+/// What is logged, in env_logger's syntax: with `quiet`, warnings and errors; with `verbose` 1, also
+/// this program's own debug lines; from 2 on, everything. Without these flags `ADIT_LOG` decides,
+/// or else `RUST_LOG` as far as it says something of this program, or else `info`. A variable that
+/// is empty counts as not set.
+///
+/// # Errors
+/// `ADIT_LOG` has a word that is neither a level nor a module of this program: it would silence
+/// everything, errors too.
+pub fn filter(
+    quiet: bool,
+    verbose: u8,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<String, String> {
     match (quiet, verbose) {
-        (true, _) => "warn".to_owned(),
-        (false, 0) => environment.unwrap_or_else(|| DEFAULT_FILTER.to_owned()),
-        (false, 1) => format!("{DEFAULT_FILTER},adit=debug"),
-        (false, _) => "trace".to_owned(),
+        (true, _) => return Ok("warn".to_owned()),
+        (false, 0) => {}
+        (false, 1) => return Ok(format!("{DEFAULT_FILTER},adit=debug")),
+        (false, _) => return Ok("trace".to_owned()),
     }
+    let variable = |name| env(name).filter(|value| !value.trim().is_empty());
+    if let Some(own) = variable("ADIT_LOG") {
+        let wrong = directives(&own).find(|word| !word.contains('=') && !is_ours(word));
+        return match wrong.map(str::to_owned) {
+            Some(word) => Err(format!(
+                "ADIT_LOG: {word:?} is no level (error, warn, info, debug, trace, off)"
+            )),
+            None => Ok(own),
+        };
+    }
+    let shared = variable("RUST_LOG").filter(|value| directives(value).any(is_ours));
+    Ok(shared.unwrap_or_else(|| DEFAULT_FILTER.to_owned()))
+}
+
+/// The parts of a filter without its regular expression.
+fn directives(filter: &str) -> impl Iterator<Item = &str> {
+    let list = filter.split('/').next().unwrap_or_default();
+    list.split(',').map(str::trim).filter(|word| !word.is_empty())
+}
+
+/// Whether a directive is a level for everything, or names this program or a part of it.
+fn is_ours(directive: &str) -> bool {
+    let module = directive.split('=').next().unwrap_or_default().trim();
+    directive.parse::<log::LevelFilter>().is_ok()
+        || module == "adit"
+        || module.starts_with("adit::")
 }
 
 /// systemd sets `JOURNAL_STREAM` to the device and inode of the stream it connects to the journal;
@@ -164,11 +197,36 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_environment() {
-        let environment = || Some("adit=trace".to_owned());
-        assert_eq!(filter(false, 0, None), "info");
-        assert_eq!(filter(false, 0, environment()), "adit=trace");
-        assert_eq!(filter(true, 0, environment()), "warn");
-        assert_eq!(filter(false, 1, environment()), "info,adit=debug");
-        assert_eq!(filter(false, 2, environment()), "trace");
+        let env = |name: &str| (name == "ADIT_LOG").then(|| "adit=trace".to_owned());
+        assert_eq!(filter(false, 0, &|_| None).unwrap(), "info");
+        assert_eq!(filter(false, 0, &env).unwrap(), "adit=trace");
+        assert_eq!(filter(true, 0, &env).unwrap(), "warn");
+        assert_eq!(filter(false, 1, &env).unwrap(), "info,adit=debug");
+        assert_eq!(filter(false, 2, &env).unwrap(), "trace");
+    }
+
+    #[test]
+    fn a_word_that_would_silence_everything_is_refused() {
+        let with =
+            |value: &'static str| move |name: &str| (name == "ADIT_LOG").then(|| value.to_owned());
+        for wrong in ["warning", "inf", "1", "\"info\"", "info,verbose"] {
+            assert!(filter(false, 0, &with(wrong)).unwrap_err().contains("is no level"), "{wrong}");
+        }
+        for right in ["WARN", "off", "info,rustls=debug", "adit", "adit::agent=trace/peer"] {
+            assert_eq!(filter(false, 0, &with(right)).unwrap(), right);
+        }
+        assert_eq!(filter(false, 0, &with(" ")).unwrap(), "info");
+    }
+
+    #[test]
+    fn what_others_want_logged_of_themselves_silences_nothing_here() {
+        let with =
+            |value: &'static str| move |name: &str| (name == "RUST_LOG").then(|| value.to_owned());
+        assert_eq!(filter(false, 0, &with("myapp=debug")).unwrap(), "info");
+        assert_eq!(
+            filter(false, 0, &with("myapp=debug,adit=trace")).unwrap(),
+            "myapp=debug,adit=trace"
+        );
+        assert_eq!(filter(false, 0, &with("debug")).unwrap(), "debug");
     }
 }

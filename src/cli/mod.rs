@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod connect;
 pub mod demo;
+pub mod environment;
 pub mod identity;
 pub mod logging;
 pub mod pki;
@@ -63,9 +64,15 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// `-vv`, which everybody tries, as the `-v -v` that it means.
+/// `-vv` and `--flag=value`, which everybody tries, as the `-v -v` and `--flag value` that they
+/// mean.
 fn spread(word: &str) -> Vec<&str> {
-    if word == "-vv" { vec!["-v", "-v"] } else { vec![word] }
+    let is_flag = |name: &str| name.bytes().all(|byte| byte == b'-' || byte.is_ascii_lowercase());
+    match word.split_once('=') {
+        _ if word == "-vv" => vec!["-v", "-v"],
+        Some((flag, value)) if flag.starts_with("--") && is_flag(flag) => vec![flag, value],
+        _ => vec![word],
+    }
 }
 
 /// Lines as one, apart by semicolons; an indented line continues the one before.
@@ -88,7 +95,7 @@ fn run(arguments: Adit) -> Result<(), Exit> {
         Some(Command::Agent(command)) => agent::run(command),
         Some(Command::Connect(command)) => connect::run(command),
         Some(Command::Demo(command)) => demo::run(command),
-        Some(Command::Pki(command)) => pki::run(&command, &mut io::stdout().lock())
+        Some(Command::Pki(command)) => pki::run(&command, &mut Unhurt(io::stdout().lock()))
             .map_err(|error| Exit::of(&error, error.is_usage())),
         Some(Command::Probe(command)) => probe::run(command),
         Some(Command::Unit(command)) => {
@@ -106,11 +113,19 @@ pub enum Exit {
     Failed(String),
     /// 2: flags, environment or files are wrong; trying again will not help.
     Usage(String),
-    /// 3: a second signal ended it before running streams had drained.
+    /// 3: a signal ended it before what ran was over (an agent's: the second signal).
     AtOnce,
 }
 
 impl Exit {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Failed(_) => 1,
+            Self::Usage(_) => 2,
+            Self::AtOnce => 3,
+        }
+    }
+
     fn of(error: &dyn fmt::Display, usage: bool) -> Self {
         if usage { Self::Usage(error.to_string()) } else { Self::Failed(error.to_string()) }
     }
@@ -128,11 +143,7 @@ impl fmt::Display for Exit {
 fn report(exit: &Exit) -> ExitCode {
     // Nothing is left to tell it to when standard error is gone.
     drop(writeln!(io::stderr(), "adit: {exit}"));
-    ExitCode::from(match exit {
-        Exit::Failed(_) => 1,
-        Exit::Usage(_) => 2,
-        Exit::AtOnce => 3,
-    })
+    ExitCode::from(exit.code())
 }
 
 /// Prints a result. A reader that has gone away (`| head`) is no failure.
@@ -145,8 +156,29 @@ fn print(text: &str) -> Result<(), Exit> {
     }
 }
 
+/// A writer to which a reader that has gone away is no failure.
+struct Unhurt<W>(W);
+
+impl<W: Write> Write for Unhurt<W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        match self.0.write(data) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(data.len()),
+            result => result,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self.0.flush() {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            result => result,
+        }
+    }
+}
+
 fn start_logging(quiet: bool, verbose: u8) -> Result<(), Exit> {
-    logging::init(quiet, verbose).map_err(|error| Exit::Failed(format!("cannot log: {error}")))
+    let filter =
+        logging::filter(quiet, verbose, &|name| std::env::var(name).ok()).map_err(Exit::Usage)?;
+    logging::init(&filter).map_err(|error| Exit::Failed(format!("cannot log: {error}")))
 }
 
 /// A duration on the command line: `10s`, `1m 30s`, `500ms`; not zero.
@@ -160,7 +192,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Longer ones overflow the kernel's timers on some systems, and mean nothing.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// A positive number on the command line.
 fn count(text: &str) -> Result<usize, String> {
@@ -205,5 +237,13 @@ mod tests {
         assert_eq!(spread("-vv"), ["-v", "-v"]);
         assert_eq!(spread("-v"), ["-v"]);
         assert_eq!(spread("host-vv"), ["host-vv"]);
+    }
+
+    #[test]
+    fn a_flag_may_have_its_value_behind_an_equals_sign() {
+        assert_eq!(spread("--zip=edge.zip"), ["--zip", "edge.zip"]);
+        assert_eq!(spread("--name=a=b"), ["--name", "a=b"]);
+        assert_eq!(spread("--name="), ["--name", ""]);
+        assert_eq!(spread("base64=="), ["base64=="]);
     }
 }

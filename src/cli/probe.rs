@@ -8,7 +8,7 @@ use argh::FromArgs;
 use serde::Serialize;
 
 use super::identity::{self, IdentityFlags};
-use super::{Exit, duration, print, printable, start_logging};
+use super::{Exit, duration, environment, print, printable, start_logging};
 use crate::client::{Client, Info, Probe, Timeouts};
 use crate::lifecycle::clock;
 use crate::pki::Purpose;
@@ -83,9 +83,8 @@ pub fn run(command: ProbeCommand) -> Result<(), Exit> {
     let usage = |error: &dyn std::fmt::Display| Exit::Usage(error.to_string());
     let flags =
         IdentityFlags { ca: command.ca, cert: command.cert, key: command.key, zip: command.zip };
-    let identity =
-        identity::load(&flags, &|name| std::env::var(name).ok(), Purpose::Client, clock::wall())
-            .map_err(|error| usage(&error))?;
+    let identity = identity::load(&flags, &environment::variable, Purpose::Client, clock::wall())
+        .map_err(|error| usage(&error))?;
     let timeout = command.timeout.unwrap_or(Timeouts::default().answer);
     let client = Client::new(
         &command.agent,

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use argh::FromArgs;
 
@@ -70,8 +70,8 @@ impl fmt::Display for UnitError {
             }
             Self::Path { flag, path } => write!(
                 f,
-                "{flag} {path:?} cannot stand in a unit: give an absolute path of letters, digits \
-                 and the characters /._+:@=,-"
+                "{flag} {path:?} cannot stand in a unit: give an absolute path without `..`, of \
+                 letters, digits and the characters /._+:@=,-"
             ),
             Self::HiddenBinary(path) => write!(
                 f,
@@ -100,7 +100,16 @@ impl Error for UnitError {
 impl Unit {
     /// Prints the unit on standard output.
     pub fn run(&self) -> Result<(), UnitError> {
-        let text = self.text(std::env::current_exe().ok().as_deref())?;
+        let running = std::env::current_exe().ok();
+        let text = self.text(running.as_deref())?;
+        if self.bin.is_none() && running.is_none_or(|path| is_hidden(&path)) {
+            // Nothing is left to tell it to when standard error is gone.
+            drop(writeln!(
+                io::stderr(),
+                "adit: the unit cannot see where this binary lies and runs {INSTALLED}: install it \
+                 there, or name another place with --bin"
+            ));
+        }
         let mut out = io::stdout().lock();
         out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(UnitError::Write)
     }
@@ -130,16 +139,20 @@ impl Unit {
         }
         Ok(TEMPLATE
             .replace("@IDENTITY@", &identity)
-            .replace("@ENV_FILE@", plain("--env-file", &self.env_file)?)
+            .replace("@ENV_FILE@", &plain("--env-file", &self.env_file)?)
             .replace("@EXEC@", &exec))
     }
 }
 
 /// `path` as it stands in a unit, without a need for quotes or escapes.
-fn plain<'a>(flag: &'static str, path: &'a Path) -> Result<&'a str, UnitError> {
+fn plain(flag: &'static str, path: &Path) -> Result<String, UnitError> {
     let stands = |c: char| c.is_ascii_alphanumeric() || "/._+:@=,-".contains(c);
-    path.to_str()
-        .filter(|text| text.starts_with('/') && text.chars().all(stands))
+    // As systemd wants them: its own reader of credentials takes no `//`, `/./` or final slash.
+    let clean: PathBuf = path.components().collect();
+    let climbs = path.components().any(|part| part == Component::ParentDir);
+    let text = clean.to_str().filter(|_| !climbs);
+    text.filter(|text| text.starts_with('/') && text.chars().all(stands))
+        .map(str::to_owned)
         .ok_or_else(|| UnitError::Path { flag, path: path.to_owned() })
 }
 
@@ -186,6 +199,18 @@ mod tests {
         }
         assert!(unit(&[]).text(None).unwrap().contains("=/usr/local/bin/adit agent\n"));
         assert!(text(&["--bin", "/homestead/adit"]).contains("=/homestead/adit agent\n"));
+    }
+
+    #[test]
+    fn paths_stand_as_systemd_reads_them() {
+        for folder in ["/etc/adit/", "/etc//adit", "/etc/./adit/."] {
+            let text = text(&["--credentials", folder]);
+            assert!(
+                text.contains("\nLoadCredential=ca.pem:/etc/adit/ca.pem\n"),
+                "{folder}: {text}"
+            );
+        }
+        assert!(unit(&["--credentials", "/etc/../adit"]).text(None).is_err());
     }
 
     #[test]

@@ -178,6 +178,9 @@ impl fmt::Debug for Client {
 /// Splits `HOST:PORT`, `[V6]:PORT`, and where there is a default port, `HOST` and a bare IPv6
 /// literal. The error says what is wrong.
 pub fn split_address(text: &str, default: Option<u16>) -> Result<(String, u16), &'static str> {
+    if text.contains("://") {
+        return Err("it is HOST:PORT, without https://");
+    }
     let bare = |host: &str| match default {
         Some(port) => Ok((host.to_owned(), port)),
         None => Err("the port is missing (HOST:PORT)"),
@@ -270,7 +273,11 @@ pub enum OpenError {
 impl OpenError {
     /// Whether something answered at the agent's address.
     pub fn reached_agent(&self) -> bool {
-        !matches!(self, Self::Dial(_))
+        match self {
+            Self::Dial(_) => false,
+            Self::Handshake(HandshakeError::Io(error)) => error.kind() != io::ErrorKind::TimedOut,
+            _ => true,
+        }
     }
 }
 

@@ -16,11 +16,17 @@ use super::{PATIENCE, PkiFiles, client_of};
 pub fn adit() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
     for (name, _) in std::env::vars() {
-        if name.starts_with("AGENT_") || name.starts_with("ADIT_") || name == "RUST_LOG" {
+        if steers(&name) {
             command.env_remove(name);
         }
     }
     command
+}
+
+/// Whether a variable of the caller's would be heeded.
+fn steers(name: &str) -> bool {
+    let prefixes = ["AGENT_", "ADIT_", "GODOXY_", "GOPROXY_"];
+    prefixes.iter().any(|prefix| name.starts_with(prefix)) || matches!(name, "RUST_LOG" | "RUNTIME")
 }
 
 /// `adit agent` as a process of its own, killed when dropped.
