@@ -3,7 +3,9 @@
 use std::fmt;
 use std::io;
 
-use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
+use rustls::{
+    AlertDescription, CertificateError, Error, InvalidMessage, OtherError, PeerIncompatible,
+};
 
 /// A handshake that failed.
 #[derive(Debug)]
@@ -106,6 +108,9 @@ fn in_words(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             CertificateError::ApplicationVerificationFailure => {
                 "the client's name is not allowed (--allow-name)"
             }
+            CertificateError::Other(other) if is_authority(other) => {
+                "the peer's certificate is an authority's own (self-signed?), not one that our certificate authority issued"
+            }
             _ => return fmt::Display::fmt(error, f),
         },
         Error::AlertReceived(alert) => match alert {
@@ -137,4 +142,10 @@ fn in_words(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         },
         other => return fmt::Display::fmt(other, f),
     })
+}
+
+/// Whether the verifier refused a certificate because it is an authority's. rustls has no variant
+/// for this, and its verifier's own error is not among its exports.
+fn is_authority(error: &OtherError) -> bool {
+    error.0.to_string() == "CaUsedAsEndEntity"
 }

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 
 use crate::support::process::AgentProcess;
-use crate::support::{Pki, destinations};
+use crate::support::{Pki, client_of, destinations};
 
 /// The value of `name=` in a line of the log.
 fn field<'a>(line: &'a str, name: &str) -> &'a str {
@@ -118,4 +118,15 @@ fn probes_and_api_calls_are_silent_unless_asked_for() {
     let lines = agent.log();
     let streams = lines.iter().filter(|line| line.contains("id=")).count();
     assert_eq!(streams, 2, "{lines:#?}");
+}
+
+#[test]
+fn an_authoritys_own_certificate_is_refused_in_words() {
+    let files = Pki::new().files();
+    let agent = AgentProcess::start(&files, &[]);
+    let other = Pki::new().authority;
+    std::fs::write(files.path("self.pem"), other.certificate_pem()).unwrap();
+    std::fs::write(files.path("self-key.pem"), other.key_pem()).unwrap();
+    assert!(client_of(agent.address, &files.identity("self")).probe().is_err());
+    agent.wait_for(" why=the peer's certificate is an authority's own (self-signed?), not one that our certificate authority issued");
 }
