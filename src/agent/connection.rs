@@ -140,8 +140,12 @@ pub(super) fn serve(
     let stream = match tls::accept(conn, services.tls.clone(), deadline) {
         Ok(stream) => stream,
         Err(error) => {
-            flood(&error).log(log::Level::Info, || {
-                format!("connection refused id={id} peer={peer} why={error}")
+            flood(&error).log(log::Level::Info, || match &error {
+                HandshakeError::NameNotAllowed(label) => {
+                    let name = word(label.clone());
+                    format!("connection refused id={id} peer={peer} cert={name} why={error}")
+                }
+                _ => format!("connection refused id={id} peer={peer} why={error}"),
             });
             return;
         }
@@ -175,7 +179,8 @@ fn flood(error: &HandshakeError) -> &'static Flood {
         HandshakeError::Io(error) if error.kind() == io::ErrorKind::TimedOut => &SLOW_HANDSHAKES,
         HandshakeError::Io(_) => &BROKEN_HANDSHAKES,
         HandshakeError::Tls(rustls::Error::NoCertificatesPresented) => &NO_CERTIFICATE,
-        HandshakeError::Tls(rustls::Error::InvalidCertificate(_)) => &BAD_CERTIFICATES,
+        HandshakeError::Tls(rustls::Error::InvalidCertificate(_))
+        | HandshakeError::NameNotAllowed(_) => &BAD_CERTIFICATES,
         HandshakeError::Tls(_) => &FAILED_HANDSHAKES,
     }
 }

@@ -130,3 +130,22 @@ fn an_authoritys_own_certificate_is_refused_in_words() {
     assert!(client_of(agent.address, &files.identity("self")).probe().is_err());
     agent.wait_for(" why=the peer's certificate is an authority's own (self-signed?), not one that our certificate authority issued");
 }
+
+#[test]
+fn a_client_whose_name_is_not_allowed_is_named() {
+    let pki = Pki::new();
+    let files = pki.files();
+    let agent = AgentProcess::start(&files, &["--allow-name", "alice"]);
+    for (name, shown) in [("bob", "bob"), ("eve why=\"x\"", "\"eve why=\\\"x\\\"\"")] {
+        assert!(client_of(agent.address, &pki.client(name)).probe().is_err());
+        let line = agent.wait_for(&format!(" cert={shown} "));
+        assert!(line.contains("connection refused id="), "{line}");
+        let why = format!(" cert={shown} why=the client's name is not allowed (--allow-name)");
+        assert!(line.ends_with(&why), "{line}");
+    }
+    // Not taken for the one before, which may have had the same thread.
+    assert!(client_of(agent.address, &pki.expired_client()).probe().is_err());
+    let line = agent.wait_for("id=3 ");
+    assert!(line.ends_with("why=the peer's certificate has expired"), "{line}");
+    assert!(!line.contains("cert="), "{line}");
+}
