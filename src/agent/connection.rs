@@ -11,14 +11,14 @@ use rustls::ServerConfig;
 use super::api::Api;
 use super::limits::Limits;
 use super::lobby::Waiting;
-use super::policy::Policy;
+use super::policy::{Denied, Policy};
 use super::running::{Entry, Running};
 use super::server::{FLOOD_WINDOW, Wake};
 use super::sources::SourceSlot;
 use crate::http;
 use crate::lifecycle::threads::Group;
 use crate::lifecycle::{Deadline, Flood, Slot, clock};
-use crate::net::{self, Conn};
+use crate::net::{self, Conn, DialError};
 use crate::pki::Names;
 use crate::relay::{End, Ended, Relay};
 use crate::tls::{self, HandshakeError, TlsStream};
@@ -251,7 +251,7 @@ fn open_stream(
             &|address| services.policy.permits(&request.host, address),
             &Deadline::after("dial", limits.dial),
         )
-        .map_err(|error| error.to_string()),
+        .map_err(|error| why_not(&error, &request.host, &services.policy)),
         Err(denied) => Err(denied.to_string()),
     };
     let far = match dialled {
@@ -263,6 +263,27 @@ fn open_stream(
         }
     };
     start_relay(client, stream, far, destination, (places, entry), limits, relays);
+}
+
+/// Why a destination was not reached; of addresses that were denied, also by which rules.
+fn why_not(error: &DialError, host: &str, policy: &Policy) -> String {
+    let mut why = error.to_string();
+    if let DialError::Denied(addresses) = error {
+        // Those that the error names.
+        let denied = addresses.iter().take(net::dial::SHOWN);
+        let mut rules: Vec<String> = Vec::new();
+        for rule in denied.filter_map(|address| policy.check_address(host, *address).err()) {
+            let rule = match rule {
+                Denied::By(rule) => format!("rule {rule}"),
+                other => other.to_string(),
+            };
+            if !rules.contains(&rule) {
+                rules.push(rule);
+            }
+        }
+        why = format!("{why}: {}", rules.join(", "));
+    }
+    why
 }
 
 fn start_relay(

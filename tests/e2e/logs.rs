@@ -149,3 +149,23 @@ fn a_client_whose_name_is_not_allowed_is_named() {
     assert!(line.ends_with("why=the peer's certificate has expired"), "{line}");
     assert!(!line.contains("cert="), "{line}");
 }
+
+#[test]
+fn an_address_that_is_denied_is_named_with_its_rule() {
+    let files = Pki::new().files();
+    let why_not = |flags: &[&str]| {
+        let agent = AgentProcess::start(&files, flags);
+        // Only the resolver reads this as an address.
+        drop(agent.client(&files).open("127.1", 22).unwrap());
+        let line = agent.wait_for("stream refused");
+        line.split_once(" why=").unwrap().1.to_owned()
+    };
+    assert_eq!(
+        why_not(&["--deny", "192.0.2.0/24", "--deny", "127.0.0.0/8:20-30"]),
+        "destination rules deny 127.0.0.1: rule 127.0.0.0/8:20-30"
+    );
+    assert_eq!(
+        why_not(&["--allow", "192.0.2.0/24"]),
+        "destination rules deny 127.0.0.1: no allow rule matches"
+    );
+}
