@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustls::ServerConfig;
 
@@ -224,7 +224,8 @@ fn open_stream(
     relays: &Group,
 ) {
     let limits = &services.limits;
-    let deadline = Deadline::after("stream header", limits.header);
+    let waiting = clock::now();
+    let deadline = Deadline::from("stream header", waiting, limits.header);
     let request = stream
         .set_deadline(Some(deadline))
         .map_err(|error| error.to_string())
@@ -238,18 +239,22 @@ fn open_stream(
             return;
         }
         Err(error) => {
-            BAD_HEADERS.log(log::Level::Info, || format!("stream refused {client} why={error}"));
+            let time = since(waiting);
+            BAD_HEADERS.log(log::Level::Info, || {
+                format!("stream refused {client} time={time} why={error}")
+            });
             stream.close(CLOSE);
             return;
         }
     };
     let destination = format!("{}:{}", bracketed(&request.host), request.port);
+    let asked = clock::now();
     let dialled = match services.policy.check_name(&request.host, request.port) {
         Ok(()) => net::dial(
             &request.host,
             request.port,
             &|address| services.policy.permits(&request.host, address),
-            &Deadline::after("dial", limits.dial),
+            &Deadline::from("dial", asked, limits.dial),
         )
         .map_err(|error| why_not(&error, &request.host, &services.policy)),
         Err(denied) => Err(denied.to_string()),
@@ -257,12 +262,14 @@ fn open_stream(
     let far = match dialled {
         Ok(socket) => socket,
         Err(error) => {
-            log::info!("stream refused {client} dst={destination} why={error}");
+            let time = since(asked);
+            log::info!("stream refused {client} dst={destination} time={time} why={error}");
             stream.close(CLOSE);
             return;
         }
     };
-    start_relay(client, stream, far, destination, (places, entry), limits, relays);
+    let dialled = Dialled { destination, socket: far, asked };
+    start_relay(client, stream, dialled, (places, entry), limits, relays);
 }
 
 /// Why a destination was not reached; of addresses that were denied, also by which rules.
@@ -286,29 +293,39 @@ fn why_not(error: &DialError, host: &str, policy: &Policy) -> String {
     why
 }
 
+/// A destination that was reached.
+struct Dialled {
+    /// As the client wrote it, for the log.
+    destination: String,
+    socket: std::net::TcpStream,
+    /// When the client had asked for it.
+    asked: Instant,
+}
+
 fn start_relay(
     client: Client,
     stream: TlsStream,
-    far: std::net::TcpStream,
-    destination: String,
+    dialled: Dialled,
     held: (Places, Entry),
     limits: &Limits,
     relays: &Group,
 ) {
+    let Dialled { destination, socket: far, asked } = dialled;
+    let dial = since(asked);
     let address = far.peer_addr().map_or_else(|_| "-".to_owned(), |address| address.to_string());
     let near = stream.conn().clone();
     let far = Conn::new(far);
     let relay = Relay::new(&near, &far, limits.half_close);
     let label = format!("{client} dst={destination}");
     if !held.1.carries(relay.clone(), label.clone()) {
-        log::info!("stream refused {label} why=the agent is stopping");
+        log::info!("stream refused {label} time={} why=the agent is stopping", since(asked));
         stream.close(CLOSE);
         return;
     }
     let (source, sink) = match stream.split() {
         Ok(halves) => halves,
         Err(error) => {
-            log::info!("stream refused {label} why={error}");
+            log::info!("stream refused {label} time={} why={error}", since(asked));
             return;
         }
     };
@@ -319,13 +336,13 @@ fn start_relay(
     let (label_if_not, relay_if_not) = (label.clone(), relay.clone());
     let threads = relays.clone();
     let spawned = relays.spawn(&up_name, move || {
-        log::info!("stream opened {label} address={address}");
+        log::info!("stream opened {label} address={address} dial={dial}");
         let report = relay.run(near_end, End::tcp(far), &threads, &down_name);
-        let time = clock::now().duration_since(started).as_secs_f64();
         log::info!(
-            "stream ended {label} up={} down={} time={time:.3}s why={}",
+            "stream ended {label} up={} down={} time={} why={}",
             report.up,
             report.down,
+            since(started),
             report.why
         );
         if let Ended::NoThread(error) = &report.why {
@@ -336,9 +353,17 @@ fn start_relay(
     if let Err(error) = spawned {
         relay_if_not.cut();
         NO_THREAD.log(log::Level::Warn, || {
-            format!("stream refused {label_if_not} why=no thread can be started: {error}")
+            let time = since(asked);
+            format!(
+                "stream refused {label_if_not} time={time} why=no thread can be started: {error}"
+            )
         });
     }
+}
+
+/// How long ago something was, for the log.
+fn since(moment: Instant) -> String {
+    format!("{:.3}s", clock::now().duration_since(moment).as_secs_f64())
 }
 
 /// An IPv6 literal in brackets, everything else as it is; escaped for the log.
