@@ -4,21 +4,21 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustls::ServerConfig;
 
 use super::api::Api;
 use super::limits::Limits;
 use super::lobby::Waiting;
-use super::policy::Policy;
+use super::policy::{Denied, Policy};
 use super::running::{Entry, Running};
 use super::server::{FLOOD_WINDOW, Wake};
 use super::sources::SourceSlot;
 use crate::http;
 use crate::lifecycle::threads::Group;
 use crate::lifecycle::{Deadline, Flood, Slot, clock};
-use crate::net::{self, Conn};
+use crate::net::{self, Conn, DialError};
 use crate::pki::Names;
 use crate::relay::{End, Ended, Relay};
 use crate::tls::{self, HandshakeError, TlsStream};
@@ -140,8 +140,12 @@ pub(super) fn serve(
     let stream = match tls::accept(conn, services.tls.clone(), deadline) {
         Ok(stream) => stream,
         Err(error) => {
-            flood(&error).log(log::Level::Info, || {
-                format!("connection refused id={id} peer={peer} why={error}")
+            flood(&error).log(log::Level::Info, || match &error {
+                HandshakeError::NameNotAllowed(label) => {
+                    let name = word(label.clone());
+                    format!("connection refused id={id} peer={peer} cert={name} why={error}")
+                }
+                _ => format!("connection refused id={id} peer={peer} why={error}"),
             });
             return;
         }
@@ -175,7 +179,8 @@ fn flood(error: &HandshakeError) -> &'static Flood {
         HandshakeError::Io(error) if error.kind() == io::ErrorKind::TimedOut => &SLOW_HANDSHAKES,
         HandshakeError::Io(_) => &BROKEN_HANDSHAKES,
         HandshakeError::Tls(rustls::Error::NoCertificatesPresented) => &NO_CERTIFICATE,
-        HandshakeError::Tls(rustls::Error::InvalidCertificate(_)) => &BAD_CERTIFICATES,
+        HandshakeError::Tls(rustls::Error::InvalidCertificate(_))
+        | HandshakeError::NameNotAllowed(_) => &BAD_CERTIFICATES,
         HandshakeError::Tls(_) => &FAILED_HANDSHAKES,
     }
 }
@@ -219,7 +224,8 @@ fn open_stream(
     relays: &Group,
 ) {
     let limits = &services.limits;
-    let deadline = Deadline::after("stream header", limits.header);
+    let waiting = clock::now();
+    let deadline = Deadline::from("stream header", waiting, limits.header);
     let request = stream
         .set_deadline(Some(deadline))
         .map_err(|error| error.to_string())
@@ -233,56 +239,93 @@ fn open_stream(
             return;
         }
         Err(error) => {
-            BAD_HEADERS.log(log::Level::Info, || format!("stream refused {client} why={error}"));
+            let time = since(waiting);
+            BAD_HEADERS.log(log::Level::Info, || {
+                format!("stream refused {client} time={time} why={error}")
+            });
             stream.close(CLOSE);
             return;
         }
     };
     let destination = format!("{}:{}", bracketed(&request.host), request.port);
+    let asked = clock::now();
     let dialled = match services.policy.check_name(&request.host, request.port) {
         Ok(()) => net::dial(
             &request.host,
             request.port,
             &|address| services.policy.permits(&request.host, address),
-            &Deadline::after("dial", limits.dial),
+            &Deadline::from("dial", asked, limits.dial),
         )
-        .map_err(|error| error.to_string()),
+        .map_err(|error| why_not(&error, &request.host, &services.policy)),
         Err(denied) => Err(denied.to_string()),
     };
     let far = match dialled {
         Ok(socket) => socket,
         Err(error) => {
-            log::info!("stream refused {client} dst={destination} why={error}");
+            let time = since(asked);
+            log::info!("stream refused {client} dst={destination} time={time} why={error}");
             stream.close(CLOSE);
             return;
         }
     };
-    start_relay(client, stream, far, destination, (places, entry), limits, relays);
+    let dialled = Dialled { destination, socket: far, asked };
+    start_relay(client, stream, dialled, (places, entry), limits, relays);
+}
+
+/// Why a destination was not reached; of addresses that were denied, also by which rules.
+fn why_not(error: &DialError, host: &str, policy: &Policy) -> String {
+    let mut why = error.to_string();
+    if let DialError::Denied(addresses) = error {
+        // Those that the error names.
+        let denied = addresses.iter().take(net::dial::SHOWN);
+        let mut rules: Vec<String> = Vec::new();
+        for rule in denied.filter_map(|address| policy.check_address(host, *address).err()) {
+            let rule = match rule {
+                Denied::By(rule) => format!("rule {rule}"),
+                other => other.to_string(),
+            };
+            if !rules.contains(&rule) {
+                rules.push(rule);
+            }
+        }
+        why = format!("{why}: {}", rules.join(", "));
+    }
+    why
+}
+
+/// A destination that was reached.
+struct Dialled {
+    /// As the client wrote it, for the log.
+    destination: String,
+    socket: std::net::TcpStream,
+    /// When the client had asked for it.
+    asked: Instant,
 }
 
 fn start_relay(
     client: Client,
     stream: TlsStream,
-    far: std::net::TcpStream,
-    destination: String,
+    dialled: Dialled,
     held: (Places, Entry),
     limits: &Limits,
     relays: &Group,
 ) {
+    let Dialled { destination, socket: far, asked } = dialled;
+    let dial = since(asked);
     let address = far.peer_addr().map_or_else(|_| "-".to_owned(), |address| address.to_string());
     let near = stream.conn().clone();
     let far = Conn::new(far);
     let relay = Relay::new(&near, &far, limits.half_close);
     let label = format!("{client} dst={destination}");
     if !held.1.carries(relay.clone(), label.clone()) {
-        log::info!("stream refused {label} why=the agent is stopping");
+        log::info!("stream refused {label} time={} why=the agent is stopping", since(asked));
         stream.close(CLOSE);
         return;
     }
     let (source, sink) = match stream.split() {
         Ok(halves) => halves,
         Err(error) => {
-            log::info!("stream refused {label} why={error}");
+            log::info!("stream refused {label} time={} why={error}", since(asked));
             return;
         }
     };
@@ -293,13 +336,13 @@ fn start_relay(
     let (label_if_not, relay_if_not) = (label.clone(), relay.clone());
     let threads = relays.clone();
     let spawned = relays.spawn(&up_name, move || {
-        log::info!("stream opened {label} address={address}");
+        log::info!("stream opened {label} address={address} dial={dial}");
         let report = relay.run(near_end, End::tcp(far), &threads, &down_name);
-        let time = clock::now().duration_since(started).as_secs_f64();
         log::info!(
-            "stream ended {label} up={} down={} time={time:.3}s why={}",
+            "stream ended {label} up={} down={} time={} why={}",
             report.up,
             report.down,
+            since(started),
             report.why
         );
         if let Ended::NoThread(error) = &report.why {
@@ -310,9 +353,17 @@ fn start_relay(
     if let Err(error) = spawned {
         relay_if_not.cut();
         NO_THREAD.log(log::Level::Warn, || {
-            format!("stream refused {label_if_not} why=no thread can be started: {error}")
+            let time = since(asked);
+            format!(
+                "stream refused {label_if_not} time={time} why=no thread can be started: {error}"
+            )
         });
     }
+}
+
+/// How long ago something was, for the log.
+fn since(moment: Instant) -> String {
+    format!("{:.3}s", clock::now().duration_since(moment).as_secs_f64())
 }
 
 /// An IPv6 literal in brackets, everything else as it is; escaped for the log.

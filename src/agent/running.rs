@@ -46,18 +46,22 @@ impl Running {
         Entry { running: self.clone(), id }
     }
 
-    /// From now on: connections that carry no stream end at once, those that do go on.
-    pub(super) fn drain(&self) {
+    /// From now on: connections that carry no stream end at once, those that do go on. Returns how
+    /// many do.
+    pub(super) fn drain(&self) -> usize {
         let mut state = self.lock();
         state.stopping = true;
+        let mut streams = 0;
         for connection in state.connections.values() {
-            if connection.stream.is_none() {
-                connection.conn.stop_reading();
+            match connection.stream {
+                Some(_) => streams += 1,
+                None => connection.conn.stop_reading(),
             }
         }
         if state.connections.is_empty() {
             self.0.empty.raise();
         }
+        streams
     }
 
     /// Whether [`Running::drain`] was called.

@@ -69,7 +69,12 @@ impl Agent {
         let drain = services.limits.drain;
         let threads = Threads::default();
         Acceptor::new(listeners, services, running.clone(), wake, threads.clone()).accept(stop);
-        running.drain();
+        let time = humantime::format_duration(drain);
+        match running.drain() {
+            0 => log::info!("stopping: no stream runs"),
+            1 => log::info!("stopping: 1 stream has {time} to end"),
+            streams => log::info!("stopping: {streams} streams have {time} to end"),
+        }
         wait_either(&empty, at_once, drain);
         let cut = running.cut();
         let limit = if at_once.is_raised() { REAP_AT_ONCE } else { REAP };

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use argh::FromArgs;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -17,7 +17,7 @@ use crate::agent::{self, Agent, Limits, Services};
 use crate::client::DEFAULT_PORT;
 use crate::lifecycle::clock;
 use crate::net::{ListenAddr, bind_tcp};
-use crate::pki::{Identity, NameRules, Purpose};
+use crate::pki::{Identity, NameRules, Names, Purpose, utc};
 use crate::tls::{self, ClientAuth};
 
 /// Run the agent: carry streams to destinations for clients with a certificate.
@@ -141,6 +141,7 @@ pub fn run(command: AgentCommand) -> Result<(), Exit> {
         env!("CARGO_PKG_VERSION"),
         tls::provider::name()
     );
+    tell_end(&config.identity, clock::wall());
     if matches!(config.client_auth, ClientAuth::Off) {
         log::warn!(
             "CLIENT CERTIFICATES ARE NOT CHECKED: whoever reaches this port reaches everything that \
@@ -246,6 +247,24 @@ fn bind(config: &Config) -> Result<Agent, Exit> {
     Agent::new(listeners, services)
         .map_err(|error| Exit::Failed(format!("cannot start the agent: {error}")))
 }
+
+/// Says until when the agent's certificate is valid, loudly when it is time to issue another.
+fn tell_end(identity: &Identity, now: SystemTime) {
+    // What it has behind it must be valid as long.
+    let ends = identity.chain.iter().filter_map(|certificate| Names::of(certificate).ok());
+    let Some(end) = ends.map(|names| names.not_after).min() else { return };
+    let days = end.duration_since(now).map_or(0, |left| left.as_secs() / DAY);
+    let level = if days < SOON { log::Level::Warn } else { log::Level::Info };
+    let seconds = end.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let date = utc(i64::try_from(seconds).unwrap_or(i64::MAX));
+    let unit = if days == 1 { "day" } else { "days" };
+    log::log!(level, "certificate valid until {date} ({days} {unit})");
+}
+
+const DAY: u64 = 24 * 60 * 60;
+
+/// Days before a certificate's end from which the agent warns.
+const SOON: u64 = 30;
 
 /// Takes as many descriptors as the system gives, and says so when they do not suffice.
 fn raise_descriptor_limit(limits: &Limits) {

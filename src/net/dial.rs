@@ -237,13 +237,15 @@ impl fmt::Display for DialError {
     }
 }
 
+/// The addresses that an error names.
+pub const SHOWN: usize = 4;
+
 /// The first few, so that a name with a thousand addresses cannot fill the log.
 fn list<T>(
     f: &mut fmt::Formatter<'_>,
     items: &[T],
     show: impl Fn(&mut fmt::Formatter<'_>, &T) -> fmt::Result,
 ) -> fmt::Result {
-    const SHOWN: usize = 4;
     for (at, item) in items.iter().take(SHOWN).enumerate() {
         if at > 0 {
             f.write_str(", ")?;

@@ -1,5 +1,6 @@
 //! A client certificate needs our authority's signature and a name that is allowed.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -9,6 +10,17 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 use crate::pki::{NameRules, Names};
+
+thread_local! {
+    /// The label of the last client whose name was not allowed. rustls's error has no room for it,
+    /// and a handshake stays on one thread.
+    static REFUSED: Cell<Option<String>> = const { Cell::new(None) };
+}
+
+/// Who was refused for its name by the handshake that has just failed on this thread.
+pub(super) fn take_refused() -> Option<String> {
+    REFUSED.take()
+}
 
 /// Adds name rules to another verifier. A client whose name is not allowed gets the alert
 /// `access_denied`, so that it can tell this from a wrong certificate.
@@ -34,7 +46,7 @@ impl ClientCertVerifier for NamedClients {
         if self.rules.allows(&names) {
             Ok(verified)
         } else {
-            log::debug!("the client's name is not allowed: {}", names.label());
+            REFUSED.set(Some(names.label()));
             Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
         }
     }

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::io;
 
-use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
+use rustls::{
+    AlertDescription, CertificateError, Error, InvalidMessage, OtherError, PeerIncompatible,
+};
 
 /// A handshake that failed.
 #[derive(Debug)]
@@ -12,6 +14,10 @@ pub enum HandshakeError {
     Io(io::Error),
     /// The peers could not agree, or one refused the other.
     Tls(Error),
+    /// The client's certificate is our authority's and its name is not allowed: the name, as
+    /// [`Names::label`](crate::pki::Names::label) gives it. Whether the client has the key was not
+    /// asked any more.
+    NameNotAllowed(String),
 }
 
 impl HandshakeError {
@@ -38,6 +44,9 @@ impl fmt::Display for HandshakeError {
             Self::Io(error) => fmt::Display::fmt(error, f),
             Self::Tls(_) if self.is_not_tls() => f.write_str("the peer does not speak TLS"),
             Self::Tls(error) => in_words(error, f),
+            Self::NameNotAllowed(_) => {
+                f.write_str("the client's name is not allowed (--allow-name)")
+            }
         }
     }
 }
@@ -47,6 +56,7 @@ impl std::error::Error for HandshakeError {
         match self {
             Self::Io(error) => Some(error),
             Self::Tls(error) => Some(error),
+            Self::NameNotAllowed(_) => None,
         }
     }
 }
@@ -103,8 +113,8 @@ fn in_words(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             | CertificateError::NotValidForNameContext { .. } => {
                 "the agent's certificate is for another name (see --server-name)"
             }
-            CertificateError::ApplicationVerificationFailure => {
-                "the client's name is not allowed (--allow-name)"
+            CertificateError::Other(other) if is_authority(other) => {
+                "the peer's certificate is an authority's own (self-signed?), not one that our certificate authority issued"
             }
             _ => return fmt::Display::fmt(error, f),
         },
@@ -137,4 +147,10 @@ fn in_words(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         },
         other => return fmt::Display::fmt(other, f),
     })
+}
+
+/// Whether the verifier refused a certificate because it is an authority's. rustls has no variant
+/// for this, and its verifier's own error is not among its exports.
+fn is_authority(error: &OtherError) -> bool {
+    error.0.to_string() == "CaUsedAsEndEntity"
 }

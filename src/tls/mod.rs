@@ -38,7 +38,12 @@ pub fn accept(
     deadline: Deadline,
 ) -> Result<TlsStream, HandshakeError> {
     let connection = UnbufferedServerConnection::new(config).map_err(HandshakeError::Tls)?;
-    handshake(conn, Engine::server(connection), deadline)
+    handshake(conn, Engine::server(connection), deadline).map_err(|error| {
+        match (clients::take_refused(), error) {
+            (Some(label), HandshakeError::Tls(_)) => HandshakeError::NameNotAllowed(label),
+            (_, error) => error,
+        }
+    })
 }
 
 /// The client's handshake. `name` is sent as SNI and must be in the server's certificate.

@@ -38,7 +38,7 @@ pub struct Pki {
 impl Pki {
     pub fn new() -> Self {
         // Longer than what it issues, a second later perhaps.
-        let longer = Validity::days(SystemTime::now(), 31);
+        let longer = Validity::days(SystemTime::now(), 91);
         Self { authority: Authority::create("test CA", longer).unwrap() }
     }
 
@@ -81,7 +81,8 @@ impl Pki {
 }
 
 fn validity() -> Validity {
-    Validity::days(SystemTime::now(), 30)
+    // Long enough for an agent not to warn of its end.
+    Validity::days(SystemTime::now(), 90)
 }
 
 fn seconds() -> i64 {
