@@ -268,12 +268,8 @@ impl TlsSink {
         self.write_records(|_, _| Ok(()))
     }
 
-    pub(super) fn set_deadline(&mut self, deadline: Option<Deadline>) -> io::Result<()> {
+    pub(super) fn set_deadline(&mut self, deadline: Option<Deadline>) {
         self.deadline = deadline;
-        if deadline.is_none() {
-            self.shared.conn.unlimit_writes()?;
-        }
-        Ok(())
     }
 }
 
@@ -291,10 +287,12 @@ impl Sink for TlsSink {
     }
 
     /// FIN without `close_notify`: what was sent arrives, and the peer can tell that it is not all.
-    fn abandon(&mut self) {
-        if let Err(error) = self.shared.conn.finish() {
+    fn abandon(&mut self) -> bool {
+        let finished = self.shared.conn.finish();
+        if let Err(error) = &finished {
             log::trace!("ending a stream on a connection that is gone: {error}");
         }
+        finished.is_ok()
     }
 
     fn shrink(&mut self) {

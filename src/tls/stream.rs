@@ -99,8 +99,8 @@ impl TlsStream {
 
     /// Bounds every later read and write by a deadline; `None` lifts it.
     pub fn set_deadline(&mut self, deadline: Option<Deadline>) -> io::Result<()> {
-        self.reader.set_deadline(deadline)?;
-        self.writer.set_deadline(deadline)
+        self.writer.set_deadline(deadline);
+        self.reader.set_deadline(deadline)
     }
 
     /// Sends `close_notify` and FIN, then waits until the peer has closed too or `limit` is over,

@@ -150,6 +150,37 @@ fn a_destination_that_resets_is_a_broken_stream_and_not_an_end() {
     assert!(matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset));
 }
 
+/// The reset meets a thread that writes to the destination and one that reads from it.
+#[test]
+fn a_reset_amid_an_upload_is_never_an_end() {
+    let agent = TestAgent::new();
+    let port = destinations::service(|mut stream: TcpStream| {
+        stream.write_all(b"half an ans").unwrap();
+        stream.read_exact(&mut [0; 100_000]).unwrap();
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    })
+    .port();
+    let client = agent.client();
+    let mut uploads = Vec::new();
+    for _ in 0..20 {
+        let (mut source, mut sink) = client.open("127.0.0.1", port).unwrap().split().unwrap();
+        let upload = thread::spawn(move || while sink.write_all(&[7; 65536]).is_ok() {});
+        let error = loop {
+            match source.next() {
+                Ok(Event::End) => panic!("a clean end"),
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset));
+        uploads.push(upload);
+    }
+    // Each ends when the agent has lingered for it.
+    for upload in uploads {
+        upload.join().unwrap();
+    }
+}
+
 #[test]
 fn a_client_that_resets_is_a_reset_for_the_destination() {
     let agent = TestAgent::new();
