@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::lifecycle::clock;
 use crate::lifecycle::threads::Group;
 use crate::net::{Conn, Event, Sink, Source};
 
@@ -124,7 +125,8 @@ impl fmt::Display for Side {
 
 /// How long a direction whose sink broke may go on once the other one is over (as nginx's
 /// `lingering_timeout`, shorter). Its peer may be sending into the void after it has got the whole
-/// answer, or its thread may still be stuck writing to the connection that broke.
+/// answer, or its thread may still be stuck writing to the connection that broke. Begins anew, up
+/// to the half-close limit, while that peer has not taken the whole answer.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// A relay that runs or is about to; clones name the same one. For whoever may cut it.
@@ -138,6 +140,7 @@ struct Inner {
     bytes: [AtomicU64; 2],
     conns: [Arc<Conn>; 2],
     half_close: Duration,
+    linger: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -171,12 +174,17 @@ impl Relay {
     /// A relay between two connections. `half_close` is how long the second direction may be
     /// silent once the first has ended; every byte starts it anew.
     pub fn new(near: &Arc<Conn>, far: &Arc<Conn>, half_close: Duration) -> Self {
+        Self::with(near, far, half_close, LINGER)
+    }
+
+    fn with(near: &Arc<Conn>, far: &Arc<Conn>, half_close: Duration, linger: Duration) -> Self {
         Self(Arc::new(Inner {
             state: Mutex::default(),
             changed: Condvar::new(),
             bytes: Default::default(),
             conns: [near.clone(), far.clone()],
             half_close,
+            linger,
         }))
     }
 
@@ -246,10 +254,14 @@ impl Relay {
                 }
                 Err(error) => {
                     self.broke(from, Act::Read, error);
-                    sink.abandon();
                     // Nothing can be delivered to the broken connection any more.
                     self.drops(from.other());
-                    self.conn(from.other()).stop_reading();
+                    if sink.abandon() {
+                        // What still comes is read and dropped meanwhile.
+                        self.conn(from).abort();
+                    } else {
+                        self.conn(from.other()).stop_reading();
+                    }
                     return;
                 }
             }
@@ -261,11 +273,12 @@ impl Relay {
         let [up, down] = &self.0.bytes;
         let bytes = if other == Side::Near { up } else { down };
         let mut seen = bytes.load(Ordering::Relaxed);
+        let start = clock::now();
         let mut state = self.lock();
         loop {
             let limit = match *state.direction(other) {
                 Direction::Over => return,
-                Direction::Dropping => LINGER,
+                Direction::Dropping => self.0.linger,
                 Direction::Open => self.0.half_close,
             };
             let (next, wait) =
@@ -277,6 +290,10 @@ impl Relay {
             let now = bytes.load(Ordering::Relaxed);
             match *state.direction(other) {
                 Direction::Over => return,
+                // Its peer has yet to take the end of the other direction. A reset would destroy it.
+                Direction::Dropping
+                    if self.conn(other).owes_end()
+                        && clock::now().duration_since(start) < self.0.half_close => {}
                 Direction::Dropping => {
                     self.conn(other).stop_reading();
                     // Wakes a writer that waits for a peer which takes nothing.
@@ -351,5 +368,96 @@ impl Drop for Over<'_> {
         }
         *self.relay.lock().direction(self.from) = Direction::Over;
         self.relay.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::threads;
+    use crossbeam_channel::{RecvTimeoutError, bounded};
+    use socket2::SockRef;
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+
+    const LINGER: Duration = Duration::from_millis(20);
+    const HALF_CLOSE: Duration = Duration::from_secs(60);
+    const ANSWER: usize = 400_000;
+
+    /// A peer and the connection to it. The peer's window is small, so that most of what it does
+    /// not read stays with us.
+    fn pair() -> (TcpStream, Arc<Conn>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        SockRef::from(&listener).set_recv_buffer_size(16 * 1024).unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        SockRef::from(&ours).set_send_buffer_size(2 * ANSWER).unwrap();
+        (listener.accept().unwrap().0, Conn::new(ours))
+    }
+
+    /// A sink that still delivers what was sent when the stream breaks, as TLS does.
+    struct Delivering(Arc<Conn>);
+
+    impl Sink for Delivering {
+        fn write_all(&mut self, data: &[u8]) -> io::Result<()> {
+            self.0.send_all(data)
+        }
+
+        fn finish(&mut self) -> io::Result<()> {
+            self.0.finish()
+        }
+
+        fn abandon(&mut self) -> bool {
+            self.0.finish().is_ok()
+        }
+    }
+
+    /// A client uploads all the time and begins to read only when the linger is long over; the
+    /// destination answers, reads nothing, and ends as `end` says.
+    fn late_reader(end: impl FnOnce(TcpStream)) -> Report {
+        let (client, near) = pair();
+        let (mut destination, far) = pair();
+        let relay = Relay::with(&near, &far, HALF_CLOSE, LINGER);
+        let running = relay.clone();
+        let run = threads::spawn("relay", move || {
+            let near_end = End { sink: Box::new(Delivering(near.clone())), ..End::tcp(near) };
+            running.run(near_end, End::tcp(far), &Group::new(), "down")
+        })
+        .unwrap();
+        let (ended, upload_ended) = bounded::<()>(0);
+        let mut to_near = client.try_clone().unwrap();
+        let upload = threads::spawn("upload", move || {
+            while to_near.write_all(&[7; 16 * 1024]).is_ok() {}
+            drop(ended);
+        })
+        .unwrap();
+        destination.write_all(&[1; ANSWER]).unwrap();
+        while relay.bytes().1 < ANSWER as u64 || relay.bytes().0 == 0 {
+            std::thread::yield_now();
+        }
+        end(destination);
+        let uploading = upload_ended.recv_timeout(20 * LINGER);
+        assert_eq!(uploading, Err(RecvTimeoutError::Timeout), "the answer is not delivered yet");
+        let mut answer = Vec::new();
+        (&client).read_to_end(&mut answer).unwrap();
+        assert!(answer == [1; ANSWER], "{} bytes", answer.len());
+        // It has it all, so now it learns that nobody reads what it sends.
+        upload.join().unwrap();
+        run.join().unwrap()
+    }
+
+    #[test]
+    fn a_late_reader_gets_the_answer_of_a_destination_that_finished_and_closed() {
+        let report = late_reader(|destination| destination.shutdown(Shutdown::Write).unwrap());
+        let Ended::Broken { side: Side::Far, act: Act::Write, .. } = report.why else {
+            panic!("{report:?}")
+        };
+    }
+
+    #[test]
+    fn a_late_reader_gets_what_a_destination_sent_before_it_reset() {
+        let report = late_reader(|destination| {
+            SockRef::from(&destination).set_linger(Some(Duration::ZERO)).unwrap();
+        });
+        let Ended::Broken { side: Side::Far, .. } = report.why else { panic!("{report:?}") };
     }
 }
