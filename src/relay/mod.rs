@@ -7,9 +7,9 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::lifecycle::clock;
 use crate::lifecycle::threads::Group;
@@ -55,10 +55,12 @@ pub struct Report {
 pub enum Ended {
     /// Both peers finished.
     Finished,
-    /// One peer finished and nothing came from the other for the half-close limit.
+    /// One peer finished and nothing was carried the other way for the half-close limit.
     HalfOpen {
-        /// The peer that did not finish.
+        /// The peer it waited for.
         silent: Side,
+        /// Whether that peer sent nothing or took nothing.
+        act: Act,
         /// The limit.
         limit: Duration,
     },
@@ -99,11 +101,11 @@ impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Finished => f.write_str("finished"),
-            Self::HalfOpen { silent, limit } => write!(
-                f,
-                "half-close limit: nothing from the {silent} for {}",
-                humantime::format_duration(*limit)
-            ),
+            Self::HalfOpen { silent, act, limit } => {
+                let act = if *act == Act::Read { "from" } else { "taken by" };
+                let limit = humantime::format_duration(*limit);
+                write!(f, "half-close limit: nothing {act} the {silent} for {limit}")
+            }
             Self::Broken { side, act, error } => {
                 let act = if *act == Act::Read { "reading from" } else { "writing to" };
                 write!(f, "{act} the {side}: {error}")
@@ -138,6 +140,8 @@ struct Inner {
     state: Mutex<State>,
     changed: Condvar,
     bytes: [AtomicU64; 2],
+    /// Whether a write is under way, up and down.
+    writing: [AtomicBool; 2],
     conns: [Arc<Conn>; 2],
     half_close: Duration,
     linger: Duration,
@@ -182,6 +186,7 @@ impl Relay {
             state: Mutex::default(),
             changed: Condvar::new(),
             bytes: Default::default(),
+            writing: Default::default(),
             conns: [near.clone(), far.clone()],
             half_close,
             linger,
@@ -228,22 +233,26 @@ impl Relay {
 
     /// Source and sink are dropped with their buffers when this returns.
     fn copy(&self, from: Side, mut source: Box<dyn Source>, mut sink: Box<dyn Sink>) {
-        let [up, down] = &self.0.bytes;
-        let bytes = if from == Side::Near { up } else { down };
+        let (bytes, writing) = self.progress(from);
         let mut dropping = false;
         loop {
             match source.next() {
                 Ok(Event::Data(_)) if dropping => {}
-                Ok(Event::Data(data)) => match sink.write_all(data) {
-                    Ok(()) => {
-                        bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                Ok(Event::Data(data)) => {
+                    writing.store(true, Ordering::Relaxed);
+                    let written = sink.write_all(data);
+                    writing.store(false, Ordering::Relaxed);
+                    match written {
+                        Ok(()) => {
+                            bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                        }
+                        Err(error) => {
+                            self.broke(from.other(), Act::Write, error);
+                            self.drops(from);
+                            dropping = true;
+                        }
                     }
-                    Err(error) => {
-                        self.broke(from.other(), Act::Write, error);
-                        self.drops(from);
-                        dropping = true;
-                    }
-                },
+                }
                 Ok(Event::Idle) => sink.shrink(),
                 Ok(Event::End) if dropping => return,
                 Ok(Event::End) => {
@@ -270,16 +279,15 @@ impl Relay {
 
     /// Waits until the direction from `other` is over; ends it when it is silent for too long.
     fn see_out(&self, other: Side) {
-        let [up, down] = &self.0.bytes;
-        let bytes = if other == Side::Near { up } else { down };
-        let mut seen = bytes.load(Ordering::Relaxed);
+        let (bytes, writing) = self.progress(other);
         let start = clock::now();
+        let mut silence = Silence::new(self.0.half_close, bytes.load(Ordering::Relaxed), start);
         let mut state = self.lock();
         loop {
             let limit = match *state.direction(other) {
                 Direction::Over => return,
                 Direction::Dropping => self.0.linger,
-                Direction::Open => self.0.half_close,
+                Direction::Open => silence.next_look(),
             };
             let (next, wait) =
                 self.0.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner);
@@ -287,24 +295,29 @@ impl Relay {
             if !wait.timed_out() {
                 continue;
             }
-            let now = bytes.load(Ordering::Relaxed);
+            let now = clock::now();
             match *state.direction(other) {
                 Direction::Over => return,
                 // Its peer has yet to take the end of the other direction. A reset would destroy it.
                 Direction::Dropping
                     if self.conn(other).owes_end()
-                        && clock::now().duration_since(start) < self.0.half_close => {}
+                        && now.duration_since(start) < self.0.half_close => {}
                 Direction::Dropping => {
                     self.conn(other).stop_reading();
                     // Wakes a writer that waits for a peer which takes nothing.
                     self.conn(other.other()).abort();
                 }
-                Direction::Open if now != seen => seen = now,
-                Direction::Open => {
+                Direction::Open if silence.is_over(bytes.load(Ordering::Relaxed), now) => {
                     drop(state);
-                    self.end(Ended::HalfOpen { silent: other, limit });
+                    let (silent, act) = if writing.load(Ordering::Relaxed) {
+                        (other.other(), Act::Write)
+                    } else {
+                        (other, Act::Read)
+                    };
+                    self.end(Ended::HalfOpen { silent, act, limit: self.0.half_close });
                     state = self.lock();
                 }
+                Direction::Open => {}
             }
         }
     }
@@ -332,6 +345,12 @@ impl Relay {
         self.lock().why.get_or_insert(Ended::Broken { side, act, error });
     }
 
+    /// How far the direction from `from` has come, and whether it is writing.
+    fn progress(&self, from: Side) -> (&AtomicU64, &AtomicBool) {
+        let ([up, down], [up_writes, down_writes]) = (&self.0.bytes, &self.0.writing);
+        if from == Side::Near { (up, up_writes) } else { (down, down_writes) }
+    }
+
     fn conn(&self, side: Side) -> &Conn {
         let [near, far] = &self.0.conns;
         if side == Side::Near { near } else { far }
@@ -348,6 +367,33 @@ impl Side {
             Self::Near => Self::Far,
             Self::Far => Self::Near,
         }
+    }
+}
+
+/// How long a count has stood still, by looks at it now and then.
+struct Silence {
+    limit: Duration,
+    seen: u64,
+    since: Instant,
+}
+
+impl Silence {
+    fn new(limit: Duration, seen: u64, now: Instant) -> Self {
+        Self { limit, seen, since: now }
+    }
+
+    /// When to look again. Often enough that the limit is not overdrawn by more than this.
+    fn next_look(&self) -> Duration {
+        self.limit / 4
+    }
+
+    /// Takes a look: whether the count has stood still for the limit.
+    fn is_over(&mut self, count: u64, now: Instant) -> bool {
+        if count != self.seen {
+            (self.seen, self.since) = (count, now);
+            return false;
+        }
+        now.duration_since(self.since) >= self.limit
     }
 }
 
@@ -459,5 +505,44 @@ mod tests {
             SockRef::from(&destination).set_linger(Some(Duration::ZERO)).unwrap();
         });
         let Ended::Broken { side: Side::Far, .. } = report.why else { panic!("{report:?}") };
+    }
+
+    #[test]
+    fn a_byte_extends_the_half_close_limit_by_no_more_than_itself_and_a_quarter() {
+        let limit = Duration::from_secs(300);
+        let start = clock::now();
+        let mut silence = Silence::new(limit, 7, start);
+        let mut now = start;
+        // A byte just after the start.
+        let over = loop {
+            now += silence.next_look();
+            if silence.is_over(8, now) {
+                break now.duration_since(start);
+            }
+        };
+        assert!(over >= limit && over <= limit + limit / 4, "{over:?}");
+    }
+
+    #[test]
+    fn a_client_that_takes_nothing_is_the_one_that_the_half_close_limit_names() {
+        let (client, near) = pair();
+        let (mut destination, far) = pair();
+        let relay = Relay::new(&near, &far, Duration::from_millis(200));
+        client.shutdown(Shutdown::Write).unwrap();
+        while near.send_now(&[1; 16 * 1024]).is_ok() {}
+        let flood =
+            threads::spawn(
+                "destination",
+                move || {
+                    while destination.write_all(&[1; 16 * 1024]).is_ok() {}
+                },
+            )
+            .unwrap();
+        let report = relay.run(End::tcp(near), End::tcp(far), &Group::new(), "down");
+        assert_eq!(
+            report.why.to_string(),
+            "half-close limit: nothing taken by the client for 200ms"
+        );
+        flood.join().unwrap();
     }
 }
