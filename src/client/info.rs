@@ -33,14 +33,15 @@ pub struct Info {
 }
 
 /// Asks for `/info`, and of an agent too old to have it, `/version`, `/name` and `/runtime`. Each
-/// request has a connection of its own, which `open` makes.
+/// request has a connection of its own, which `open` makes, and then `limit` for its answer.
 pub(super) fn fetch(
     open: impl Fn() -> Result<TlsStream, OpenError>,
-    deadline: Deadline,
+    limit: Duration,
 ) -> Result<Info, InfoError> {
     let get = |path: &str| {
         let mut stream = open().map_err(InfoError::Open)?;
         let path = format!("/godoxy/agent/{path}");
+        let deadline = Deadline::after("API request", limit);
         let answer = http::get(&mut stream, SERVER_NAME, &path, MOST, deadline);
         stream.close(Duration::ZERO);
         answer.map_err(InfoError::Http)

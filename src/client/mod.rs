@@ -139,8 +139,8 @@ impl Client {
 
     /// Asks the agent's HTTP API what it is.
     pub fn info(&self) -> Result<Info, InfoError> {
-        let deadline = Deadline::after("API request", self.timeouts.answer);
-        info::fetch(|| self.connect(&self.api_config).map(|(stream, ..)| stream), deadline)
+        let open = || self.connect(&self.api_config).map(|(stream, ..)| stream);
+        info::fetch(open, self.timeouts.answer)
     }
 
     /// The agent's address, for people.

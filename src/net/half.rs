@@ -28,8 +28,9 @@ pub trait Sink: Send {
     /// Says that no more will be sent (half-close) and leaves the other direction alone.
     fn finish(&mut self) -> io::Result<()>;
     /// Ends the stream so that the peer sees it is broken and not finished: what was sent is
-    /// still delivered where the transport can, but no clean end follows.
-    fn abandon(&mut self);
+    /// still delivered where the transport can, but no clean end follows. Returns whether it can:
+    /// then closing the connection with unread bytes would destroy what is under way.
+    fn abandon(&mut self) -> bool;
     /// Gives large buffers back.
     fn shrink(&mut self) {}
 }

@@ -7,10 +7,11 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::lifecycle::clock;
 use crate::lifecycle::threads::Group;
 use crate::net::{Conn, Event, Sink, Source};
 
@@ -54,10 +55,12 @@ pub struct Report {
 pub enum Ended {
     /// Both peers finished.
     Finished,
-    /// One peer finished and nothing came from the other for the half-close limit.
+    /// One peer finished and nothing was carried the other way for the half-close limit.
     HalfOpen {
-        /// The peer that did not finish.
+        /// The peer it waited for.
         silent: Side,
+        /// Whether that peer sent nothing or took nothing.
+        act: Act,
         /// The limit.
         limit: Duration,
     },
@@ -98,11 +101,11 @@ impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Finished => f.write_str("finished"),
-            Self::HalfOpen { silent, limit } => write!(
-                f,
-                "half-close limit: nothing from the {silent} for {}",
-                humantime::format_duration(*limit)
-            ),
+            Self::HalfOpen { silent, act, limit } => {
+                let act = if *act == Act::Read { "from" } else { "taken by" };
+                let limit = humantime::format_duration(*limit);
+                write!(f, "half-close limit: nothing {act} the {silent} for {limit}")
+            }
             Self::Broken { side, act, error } => {
                 let act = if *act == Act::Read { "reading from" } else { "writing to" };
                 write!(f, "{act} the {side}: {error}")
@@ -124,7 +127,8 @@ impl fmt::Display for Side {
 
 /// How long a direction whose sink broke may go on once the other one is over (as nginx's
 /// `lingering_timeout`, shorter). Its peer may be sending into the void after it has got the whole
-/// answer, or its thread may still be stuck writing to the connection that broke.
+/// answer, or its thread may still be stuck writing to the connection that broke. Begins anew, up
+/// to the half-close limit, while that peer has not taken the whole answer.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// A relay that runs or is about to; clones name the same one. For whoever may cut it.
@@ -136,8 +140,11 @@ struct Inner {
     state: Mutex<State>,
     changed: Condvar,
     bytes: [AtomicU64; 2],
+    /// Whether a write is under way, up and down.
+    writing: [AtomicBool; 2],
     conns: [Arc<Conn>; 2],
     half_close: Duration,
+    linger: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -171,12 +178,18 @@ impl Relay {
     /// A relay between two connections. `half_close` is how long the second direction may be
     /// silent once the first has ended; every byte starts it anew.
     pub fn new(near: &Arc<Conn>, far: &Arc<Conn>, half_close: Duration) -> Self {
+        Self::with(near, far, half_close, LINGER)
+    }
+
+    fn with(near: &Arc<Conn>, far: &Arc<Conn>, half_close: Duration, linger: Duration) -> Self {
         Self(Arc::new(Inner {
             state: Mutex::default(),
             changed: Condvar::new(),
             bytes: Default::default(),
+            writing: Default::default(),
             conns: [near.clone(), far.clone()],
             half_close,
+            linger,
         }))
     }
 
@@ -220,22 +233,26 @@ impl Relay {
 
     /// Source and sink are dropped with their buffers when this returns.
     fn copy(&self, from: Side, mut source: Box<dyn Source>, mut sink: Box<dyn Sink>) {
-        let [up, down] = &self.0.bytes;
-        let bytes = if from == Side::Near { up } else { down };
+        let (bytes, writing) = self.progress(from);
         let mut dropping = false;
         loop {
             match source.next() {
                 Ok(Event::Data(_)) if dropping => {}
-                Ok(Event::Data(data)) => match sink.write_all(data) {
-                    Ok(()) => {
-                        bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                Ok(Event::Data(data)) => {
+                    writing.store(true, Ordering::Relaxed);
+                    let written = sink.write_all(data);
+                    writing.store(false, Ordering::Relaxed);
+                    match written {
+                        Ok(()) => {
+                            bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                        }
+                        Err(error) => {
+                            self.broke(from.other(), Act::Write, error);
+                            self.drops(from);
+                            dropping = true;
+                        }
                     }
-                    Err(error) => {
-                        self.broke(from.other(), Act::Write, error);
-                        self.drops(from);
-                        dropping = true;
-                    }
-                },
+                }
                 Ok(Event::Idle) => sink.shrink(),
                 Ok(Event::End) if dropping => return,
                 Ok(Event::End) => {
@@ -246,10 +263,14 @@ impl Relay {
                 }
                 Err(error) => {
                     self.broke(from, Act::Read, error);
-                    sink.abandon();
                     // Nothing can be delivered to the broken connection any more.
                     self.drops(from.other());
-                    self.conn(from.other()).stop_reading();
+                    if sink.abandon() {
+                        // What still comes is read and dropped meanwhile.
+                        self.conn(from).abort();
+                    } else {
+                        self.conn(from.other()).stop_reading();
+                    }
                     return;
                 }
             }
@@ -258,15 +279,15 @@ impl Relay {
 
     /// Waits until the direction from `other` is over; ends it when it is silent for too long.
     fn see_out(&self, other: Side) {
-        let [up, down] = &self.0.bytes;
-        let bytes = if other == Side::Near { up } else { down };
-        let mut seen = bytes.load(Ordering::Relaxed);
+        let (bytes, writing) = self.progress(other);
+        let start = clock::now();
+        let mut silence = Silence::new(self.0.half_close, bytes.load(Ordering::Relaxed), start);
         let mut state = self.lock();
         loop {
             let limit = match *state.direction(other) {
                 Direction::Over => return,
-                Direction::Dropping => LINGER,
-                Direction::Open => self.0.half_close,
+                Direction::Dropping => self.0.linger,
+                Direction::Open => silence.next_look(),
             };
             let (next, wait) =
                 self.0.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner);
@@ -274,20 +295,29 @@ impl Relay {
             if !wait.timed_out() {
                 continue;
             }
-            let now = bytes.load(Ordering::Relaxed);
+            let now = clock::now();
             match *state.direction(other) {
                 Direction::Over => return,
+                // Its peer has yet to take the end of the other direction. A reset would destroy it.
+                Direction::Dropping
+                    if self.conn(other).owes_end()
+                        && now.duration_since(start) < self.0.half_close => {}
                 Direction::Dropping => {
                     self.conn(other).stop_reading();
                     // Wakes a writer that waits for a peer which takes nothing.
                     self.conn(other.other()).abort();
                 }
-                Direction::Open if now != seen => seen = now,
-                Direction::Open => {
+                Direction::Open if silence.is_over(bytes.load(Ordering::Relaxed), now) => {
                     drop(state);
-                    self.end(Ended::HalfOpen { silent: other, limit });
+                    let (silent, act) = if writing.load(Ordering::Relaxed) {
+                        (other.other(), Act::Write)
+                    } else {
+                        (other, Act::Read)
+                    };
+                    self.end(Ended::HalfOpen { silent, act, limit: self.0.half_close });
                     state = self.lock();
                 }
+                Direction::Open => {}
             }
         }
     }
@@ -315,6 +345,12 @@ impl Relay {
         self.lock().why.get_or_insert(Ended::Broken { side, act, error });
     }
 
+    /// How far the direction from `from` has come, and whether it is writing.
+    fn progress(&self, from: Side) -> (&AtomicU64, &AtomicBool) {
+        let ([up, down], [up_writes, down_writes]) = (&self.0.bytes, &self.0.writing);
+        if from == Side::Near { (up, up_writes) } else { (down, down_writes) }
+    }
+
     fn conn(&self, side: Side) -> &Conn {
         let [near, far] = &self.0.conns;
         if side == Side::Near { near } else { far }
@@ -331,6 +367,33 @@ impl Side {
             Self::Near => Self::Far,
             Self::Far => Self::Near,
         }
+    }
+}
+
+/// How long a count has stood still, by looks at it now and then.
+struct Silence {
+    limit: Duration,
+    seen: u64,
+    since: Instant,
+}
+
+impl Silence {
+    fn new(limit: Duration, seen: u64, now: Instant) -> Self {
+        Self { limit, seen, since: now }
+    }
+
+    /// When to look again. Often enough that the limit is not overdrawn by more than this.
+    fn next_look(&self) -> Duration {
+        self.limit / 4
+    }
+
+    /// Takes a look: whether the count has stood still for the limit.
+    fn is_over(&mut self, count: u64, now: Instant) -> bool {
+        if count != self.seen {
+            (self.seen, self.since) = (count, now);
+            return false;
+        }
+        now.duration_since(self.since) >= self.limit
     }
 }
 
@@ -351,5 +414,135 @@ impl Drop for Over<'_> {
         }
         *self.relay.lock().direction(self.from) = Direction::Over;
         self.relay.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::threads;
+    use crossbeam_channel::{RecvTimeoutError, bounded};
+    use socket2::SockRef;
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+
+    const LINGER: Duration = Duration::from_millis(20);
+    const HALF_CLOSE: Duration = Duration::from_secs(60);
+    const ANSWER: usize = 400_000;
+
+    /// A peer and the connection to it. The peer's window is small, so that most of what it does
+    /// not read stays with us.
+    fn pair() -> (TcpStream, Arc<Conn>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        SockRef::from(&listener).set_recv_buffer_size(16 * 1024).unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        SockRef::from(&ours).set_send_buffer_size(2 * ANSWER).unwrap();
+        (listener.accept().unwrap().0, Conn::new(ours))
+    }
+
+    /// A sink that still delivers what was sent when the stream breaks, as TLS does.
+    struct Delivering(Arc<Conn>);
+
+    impl Sink for Delivering {
+        fn write_all(&mut self, data: &[u8]) -> io::Result<()> {
+            self.0.send_all(data)
+        }
+
+        fn finish(&mut self) -> io::Result<()> {
+            self.0.finish()
+        }
+
+        fn abandon(&mut self) -> bool {
+            self.0.finish().is_ok()
+        }
+    }
+
+    /// A client uploads all the time and begins to read only when the linger is long over; the
+    /// destination answers, reads nothing, and ends as `end` says.
+    fn late_reader(end: impl FnOnce(TcpStream)) -> Report {
+        let (client, near) = pair();
+        let (mut destination, far) = pair();
+        let relay = Relay::with(&near, &far, HALF_CLOSE, LINGER);
+        let running = relay.clone();
+        let run = threads::spawn("relay", move || {
+            let near_end = End { sink: Box::new(Delivering(near.clone())), ..End::tcp(near) };
+            running.run(near_end, End::tcp(far), &Group::new(), "down")
+        })
+        .unwrap();
+        let (ended, upload_ended) = bounded::<()>(0);
+        let mut to_near = client.try_clone().unwrap();
+        let upload = threads::spawn("upload", move || {
+            while to_near.write_all(&[7; 16 * 1024]).is_ok() {}
+            drop(ended);
+        })
+        .unwrap();
+        destination.write_all(&[1; ANSWER]).unwrap();
+        while relay.bytes().1 < ANSWER as u64 || relay.bytes().0 == 0 {
+            std::thread::yield_now();
+        }
+        end(destination);
+        let uploading = upload_ended.recv_timeout(20 * LINGER);
+        assert_eq!(uploading, Err(RecvTimeoutError::Timeout), "the answer is not delivered yet");
+        let mut answer = Vec::new();
+        (&client).read_to_end(&mut answer).unwrap();
+        assert!(answer == [1; ANSWER], "{} bytes", answer.len());
+        // It has it all, so now it learns that nobody reads what it sends.
+        upload.join().unwrap();
+        run.join().unwrap()
+    }
+
+    #[test]
+    fn a_late_reader_gets_the_answer_of_a_destination_that_finished_and_closed() {
+        let report = late_reader(|destination| destination.shutdown(Shutdown::Write).unwrap());
+        let Ended::Broken { side: Side::Far, act: Act::Write, .. } = report.why else {
+            panic!("{report:?}")
+        };
+    }
+
+    #[test]
+    fn a_late_reader_gets_what_a_destination_sent_before_it_reset() {
+        let report = late_reader(|destination| {
+            SockRef::from(&destination).set_linger(Some(Duration::ZERO)).unwrap();
+        });
+        let Ended::Broken { side: Side::Far, .. } = report.why else { panic!("{report:?}") };
+    }
+
+    #[test]
+    fn a_byte_extends_the_half_close_limit_by_no_more_than_itself_and_a_quarter() {
+        let limit = Duration::from_secs(300);
+        let start = clock::now();
+        let mut silence = Silence::new(limit, 7, start);
+        let mut now = start;
+        // A byte just after the start.
+        let over = loop {
+            now += silence.next_look();
+            if silence.is_over(8, now) {
+                break now.duration_since(start);
+            }
+        };
+        assert!(over >= limit && over <= limit + limit / 4, "{over:?}");
+    }
+
+    #[test]
+    fn a_client_that_takes_nothing_is_the_one_that_the_half_close_limit_names() {
+        let (client, near) = pair();
+        let (mut destination, far) = pair();
+        let relay = Relay::new(&near, &far, Duration::from_millis(200));
+        client.shutdown(Shutdown::Write).unwrap();
+        while near.send_now(&[1; 16 * 1024]).is_ok() {}
+        let flood =
+            threads::spawn(
+                "destination",
+                move || {
+                    while destination.write_all(&[1; 16 * 1024]).is_ok() {}
+                },
+            )
+            .unwrap();
+        let report = relay.run(End::tcp(near), End::tcp(far), &Group::new(), "down");
+        assert_eq!(
+            report.why.to_string(),
+            "half-close limit: nothing taken by the client for 200ms"
+        );
+        flood.join().unwrap();
     }
 }

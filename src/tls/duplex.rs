@@ -205,6 +205,18 @@ impl TlsSource {
         Ok(())
     }
 
+    /// Gives large buffers back when `error` is the time-out that tells idleness; any other error
+    /// stays one.
+    pub(super) fn rest(&mut self, error: io::Error) -> io::Result<()> {
+        if !self.timed || error.kind() != io::ErrorKind::WouldBlock {
+            return Err(error);
+        }
+        self.shared.conn.set_read_timeout(None)?;
+        self.timed = false;
+        self.shrink();
+        Ok(())
+    }
+
     fn shrink(&mut self) {
         if self.filled == 0 {
             self.raw.shrink();
@@ -222,13 +234,7 @@ impl Source for TlsSource {
                 Ok(Event::Data(&self.plain))
             }
             Ok(false) => Ok(Event::End),
-            Err(error) if self.timed && error.kind() == io::ErrorKind::WouldBlock => {
-                self.shared.conn.set_read_timeout(None)?;
-                self.timed = false;
-                self.shrink();
-                Ok(Event::Idle)
-            }
-            Err(error) => Err(error),
+            Err(error) => self.rest(error).map(|()| Event::Idle),
         }
     }
 }
@@ -263,17 +269,29 @@ impl TlsSink {
         sent
     }
 
+    /// [`Sink::finish`] that never waits: a peer that takes nothing misses `close_notify`.
+    pub(super) fn finish_now(&mut self) -> io::Result<()> {
+        let mut output = self.shared.output();
+        let encrypted = {
+            let mut state = self.shared.state();
+            output.take(&mut state.pending);
+            let State { engine, held, .. } = &mut *state;
+            engine.close(held, &mut output)
+        };
+        let sent = self.shared.conn.send_now(output.bytes());
+        output.clear();
+        encrypted.map_err(|error| Failure::Tls(error).into_io())?;
+        sent?;
+        self.shared.conn.finish()
+    }
+
     /// Sends what is pending.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         self.write_records(|_, _| Ok(()))
     }
 
-    pub(super) fn set_deadline(&mut self, deadline: Option<Deadline>) -> io::Result<()> {
+    pub(super) fn set_deadline(&mut self, deadline: Option<Deadline>) {
         self.deadline = deadline;
-        if deadline.is_none() {
-            self.shared.conn.unlimit_writes()?;
-        }
-        Ok(())
     }
 }
 
@@ -291,10 +309,12 @@ impl Sink for TlsSink {
     }
 
     /// FIN without `close_notify`: what was sent arrives, and the peer can tell that it is not all.
-    fn abandon(&mut self) {
-        if let Err(error) = self.shared.conn.finish() {
+    fn abandon(&mut self) -> bool {
+        let finished = self.shared.conn.finish();
+        if let Err(error) = &finished {
             log::trace!("ending a stream on a connection that is gone: {error}");
         }
+        finished.is_ok()
     }
 
     fn shrink(&mut self) {

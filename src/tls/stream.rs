@@ -99,15 +99,21 @@ impl TlsStream {
 
     /// Bounds every later read and write by a deadline; `None` lifts it.
     pub fn set_deadline(&mut self, deadline: Option<Deadline>) -> io::Result<()> {
-        self.reader.set_deadline(deadline)?;
-        self.writer.set_deadline(deadline)
+        self.writer.set_deadline(deadline);
+        self.reader.set_deadline(deadline)
     }
 
     /// Sends `close_notify` and FIN, then waits until the peer has closed too or `limit` is over,
-    /// so that bytes of the peer still on their way do not turn our last words into a reset.
+    /// so that bytes of the peer still on their way do not turn our last words into a reset. With a
+    /// `limit` of zero it sends what the kernel takes at once and waits for nothing.
     pub fn close(mut self, limit: Duration) {
-        let bounded = self.set_deadline(Some(Deadline::after("closing", limit)));
-        if let Err(error) = bounded.and_then(|()| Sink::finish(&mut self.writer)) {
+        let finished = if limit.is_zero() {
+            self.writer.finish_now()
+        } else {
+            self.set_deadline(Some(Deadline::after("closing", limit)))
+                .and_then(|()| Sink::finish(&mut self.writer))
+        };
+        if let Err(error) = finished {
             log::trace!("closing a connection that is gone: {error}");
             return;
         }
@@ -140,8 +146,10 @@ impl TlsStream {
             }
             self.reader.fresh = false;
             self.taken = 0;
-            if !self.reader.fill()? {
-                return Ok(0);
+            match self.reader.fill() {
+                Ok(true) => {}
+                Ok(false) => return Ok(0),
+                Err(error) => self.reader.rest(error)?,
             }
         }
     }

@@ -1,15 +1,18 @@
 //! The HTTP API on the port that carries streams.
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::thread;
+use std::time::Duration;
 
+use adit::client::{Client, Timeouts};
 use adit::net::Sink;
-use adit::tls;
+use adit::tls::{self, SERVER_NAME, provider};
 use rustls::version::{TLS12, TLS13};
 
 use crate::support::pattern::{MIB, receive, send};
 use crate::support::tls::{HTTP, config, connect, rustls};
-use crate::support::{Setup, TestAgent, destinations};
+use crate::support::{PATIENCE, Setup, TestAgent, destinations};
 
 /// Sends bytes with the given ALPN and returns everything that comes back.
 fn exchange(agent: &TestAgent, alpn: &[&[u8]], request: &str) -> String {
@@ -166,4 +169,27 @@ fn the_library_says_how_an_api_request_failed() {
     send(&mut sink, 1000, 100);
     sink.finish().unwrap();
     assert_eq!(receive(&mut source), 1000, "and streams go on");
+}
+
+/// Connecting and the handshake have limits of their own.
+#[test]
+fn a_slow_handshake_does_not_use_up_the_time_for_the_answer() {
+    let limit = Duration::from_secs(2);
+    let agent = TestAgent::new();
+    let address = agent.address;
+    let (never, waits) = crossbeam_channel::bounded::<()>(0);
+    let slow = destinations::service(move |mut client| {
+        assert!(waits.recv_timeout(limit + limit / 10).is_err());
+        let mut server = TcpStream::connect(address).unwrap();
+        let (mut from_client, mut to_server) =
+            (client.try_clone().unwrap(), server.try_clone().unwrap());
+        thread::spawn(move || drop(std::io::copy(&mut from_client, &mut to_server)));
+        drop(std::io::copy(&mut server, &mut client));
+    });
+    let timeouts = Timeouts { dial: PATIENCE, handshake: PATIENCE, answer: limit };
+    let identity = agent.pki.client("tester");
+    let client =
+        Client::new(&slow.to_string(), SERVER_NAME, &identity, provider::default(), timeouts);
+    assert_eq!(client.unwrap().info().unwrap().name, "test-agent");
+    drop(never);
 }

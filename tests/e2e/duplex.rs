@@ -1,6 +1,8 @@
 //! One TLS connection, two threads at each end.
 
+use std::io::Read;
 use std::thread;
+use std::time::Duration;
 
 use adit::net::{Event, Sink, Source};
 use adit::tls::{TlsSink, TlsSource, TlsStream};
@@ -181,6 +183,18 @@ fn a_stream_cut_short_is_an_error_and_not_an_end() {
         let error = b_source.next().unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
     });
+}
+
+#[test]
+fn a_close_that_waits_for_nothing_is_still_a_clean_end() {
+    for version in VERSIONS {
+        let (near, mut far) = pair(version);
+        near.close(Duration::ZERO);
+        assert_eq!(far.read(&mut [0; 1]).unwrap(), 0);
+        let (mut near, far) = pair(version);
+        far.close(Duration::ZERO);
+        assert_eq!(near.read(&mut [0; 1]).unwrap(), 0);
+    }
 }
 
 fn echo_through(version: &'static SupportedProtocolVersion) -> (TestAgent, TlsStream) {

@@ -89,6 +89,27 @@ fn a_half_closed_stream_still_gets_the_whole_answer() {
     assert_eq!(agent.stop().streams, 1);
 }
 
+/// A busy reader has a time-out on its socket, by which it finds that it may give memory back.
+#[test]
+fn a_reader_without_a_deadline_waits_as_long_as_it_takes() {
+    let agent = TestAgent::new();
+    let (go_on, may_go_on) = bounded::<()>(0);
+    let port = destinations::service(move |mut stream| {
+        stream.write_all(&Pattern::bytes(MIB)).unwrap();
+        assert!(may_go_on.recv_timeout(Duration::from_millis(100)).is_err(), "a pause");
+        stream.write_all(b"later").unwrap();
+    })
+    .port();
+    let mut stream = agent.client().open("127.0.0.1", port).unwrap();
+    stream.read_exact(&mut vec![0; MIB]).unwrap();
+    // Instead of the two seconds that it has chosen.
+    stream.conn().set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "later");
+    drop(go_on);
+}
+
 #[test]
 fn a_destination_that_half_closes_still_gets_the_whole_upload() {
     let agent = TestAgent::new();
@@ -148,6 +169,37 @@ fn a_destination_that_resets_is_a_broken_stream_and_not_an_end() {
     seen.send(()).unwrap();
     let error = source.next().unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset));
+}
+
+/// The reset meets a thread that writes to the destination and one that reads from it.
+#[test]
+fn a_reset_amid_an_upload_is_never_an_end() {
+    let agent = TestAgent::new();
+    let port = destinations::service(|mut stream: TcpStream| {
+        stream.write_all(b"half an ans").unwrap();
+        stream.read_exact(&mut [0; 100_000]).unwrap();
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    })
+    .port();
+    let client = agent.client();
+    let mut uploads = Vec::new();
+    for _ in 0..20 {
+        let (mut source, mut sink) = client.open("127.0.0.1", port).unwrap().split().unwrap();
+        let upload = thread::spawn(move || while sink.write_all(&[7; 65536]).is_ok() {});
+        let error = loop {
+            match source.next() {
+                Ok(Event::End) => panic!("a clean end"),
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset));
+        uploads.push(upload);
+    }
+    // Each ends when the agent has lingered for it.
+    for upload in uploads {
+        upload.join().unwrap();
+    }
 }
 
 #[test]
