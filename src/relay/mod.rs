@@ -486,9 +486,12 @@ mod tests {
         let mut answer = Vec::new();
         (&client).read_to_end(&mut answer).unwrap();
         assert!(answer == [1; ANSWER], "{} bytes", answer.len());
-        // It has it all, so now it learns that nobody reads what it sends.
+        let report = run.join().unwrap();
+        // It owns the connections too. The client has it all, and now it learns from their close
+        // that nobody reads what it sends.
+        drop(relay);
         upload.join().unwrap();
-        run.join().unwrap()
+        report
     }
 
     #[test]
@@ -543,6 +546,8 @@ mod tests {
             report.why.to_string(),
             "half-close limit: nothing taken by the client for 200ms"
         );
+        // It owns the connections too, and the destination sees their close.
+        drop(relay);
         flood.join().unwrap();
     }
 }
