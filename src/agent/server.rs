@@ -73,6 +73,11 @@ impl Agent {
         self.listeners.iter().map(TcpListener::local_addr).collect()
     }
 
+    /// The same of its UDP sockets, each address once.
+    pub fn udp_addrs(&self) -> Vec<SocketAddr> {
+        self.datagrams.as_ref().map(Datagrams::local_addrs).unwrap_or_default()
+    }
+
     /// Serves until `stop` is raised, lets running streams finish until the drain time is over or
     /// `at_once` is raised, and cuts the rest. Blocks meanwhile.
     pub fn run(self, stop: &Stop, at_once: &Stop) -> Summary {

@@ -78,6 +78,14 @@ impl Datagrams {
         Self { listeners: listeners.collect() }
     }
 
+    /// Where it listens, each address once.
+    pub(super) fn local_addrs(&self) -> Vec<SocketAddr> {
+        let mut addresses: Vec<_> =
+            self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+        addresses.dedup();
+        addresses
+    }
+
     /// Starts to serve, until `stop` is raised.
     pub(super) fn start(
         self,

@@ -155,6 +155,9 @@ pub fn run(command: AgentCommand) -> Result<(), Exit> {
     for address in agent.local_addrs().unwrap_or_default() {
         log::info!("listening on {address}");
     }
+    for address in agent.udp_addrs() {
+        log::info!("listening on UDP {address}");
+    }
     log::info!(
         "agent {:?} {} with {}",
         config.name,

@@ -58,6 +58,11 @@ impl Listener {
         Self { port: Arc::new(port), context, sessions: Sessions::default() }
     }
 
+    /// Where it listens.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.port.local_addr()
+    }
+
     /// Its sessions, to be watched from elsewhere.
     pub fn sessions(&self) -> Sessions {
         self.sessions.clone()

@@ -37,3 +37,4 @@ mod resources;
 mod stopping;
 mod streams;
 mod udp;
+mod udp_hostile;
