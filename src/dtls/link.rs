@@ -6,11 +6,14 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::net::udp::{Route, UdpPort};
+use crate::wire::dtls::{Sealed, is_plausible};
 
 /// The datagrams of one peer. Neither reading nor writing ever waits.
 #[derive(Debug)]
 pub(super) struct Link {
     incoming: VecDeque<Box<[u8]>>,
+    /// What the peer's encrypted records have at least.
+    sealed: Sealed,
     out: Out,
     /// Datagrams that the system did not take, such as when its buffer was full. The protocol
     /// treats them like those that the network loses.
@@ -46,16 +49,28 @@ impl PeerRoute {
 
 impl Link {
     pub(super) fn shared(port: Arc<UdpPort>, route: PeerRoute) -> Self {
-        Self { incoming: VecDeque::new(), out: Out::Shared(port, route), unsent: 0 }
+        Self {
+            incoming: VecDeque::new(),
+            sealed: Sealed::Tag,
+            out: Out::Shared(port, route),
+            unsent: 0,
+        }
     }
 
     pub(super) fn own(socket: Arc<UdpSocket>) -> Self {
-        Self { incoming: VecDeque::new(), out: Out::Own(socket), unsent: 0 }
+        Self { incoming: VecDeque::new(), sealed: Sealed::Tag, out: Out::Own(socket), unsent: 0 }
     }
 
-    /// Adds a datagram that OpenSSL will read next.
+    /// The handshake is complete, with this cipher suite.
+    pub(super) fn agreed(&mut self, cipher: &str) {
+        self.sealed = if cipher.contains("GCM") { Sealed::NonceAndTag } else { Sealed::Tag };
+    }
+
+    /// Adds a datagram that OpenSSL will read next. Forgeries that would harm it are left out.
     pub(super) fn push(&mut self, datagram: Box<[u8]>) {
-        self.incoming.push_back(datagram);
+        if is_plausible(&datagram, self.sealed) {
+            self.incoming.push_back(datagram);
+        }
     }
 
     /// Forgets what was not read.

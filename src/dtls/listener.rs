@@ -91,7 +91,8 @@ impl Listener {
                         break;
                     }
                 };
-                let Some(datagram) = wire.get(..size) else { continue };
+                // OpenSSL would take an empty one for the end of everything.
+                let Some(datagram @ [_, ..]) = wire.get(..size) else { continue };
                 let known = self.sessions.of(&route.peer);
                 let hello = client_hello(datagram);
                 match (known, hello) {

@@ -50,6 +50,35 @@ pub fn client_hello(datagram: &[u8]) -> Option<&Random> {
     datagram.get(RANDOM_AT..)?.first_chunk()
 }
 
+/// Bytes that a cipher suite adds to a record, and one that it protects: nothing genuine that is
+/// encrypted has fewer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sealed {
+    /// A tag of 16 bytes (ChaCha20-Poly1305, RFC 7905, section 2), or a suite that is not known
+    /// yet.
+    Tag = 16 + 1,
+    /// A nonce of 8 bytes as well (AES-GCM, RFC 5288, section 3).
+    NonceAndTag = 8 + 16 + 1,
+}
+
+/// Whether none of a datagram's encrypted records is too short to be genuine.
+///
+/// To be asked before OpenSSL sees it: from 3.2 on (3.6.3 still), a forged record of 1 to 23 bytes
+/// makes it end the session with an internal error, where RFC 6347, section 4.1.2.7, has it
+/// dropped. An empty one it drops.
+pub fn is_plausible(datagram: &[u8], sealed: Sealed) -> bool {
+    let mut rest = datagram;
+    while let Some((header, behind)) = rest.split_first_chunk::<RECORD_HEADER>() {
+        let [_, _, _, e1, e0, .., l1, l0] = *header;
+        let length = usize::from(u16::from_be_bytes([l1, l0]));
+        if [e1, e0] != [0, 0] && (1..sealed as usize).contains(&length) {
+            return false;
+        }
+        rest = behind.get(length..).unwrap_or_default();
+    }
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,6 +96,29 @@ mod tests {
     fn a_client_hello_shows_its_random() {
         let random = std::array::from_fn(|at| at as u8 + 1);
         assert_eq!(client_hello(&hello()), Some(&random));
+    }
+
+    fn record(epoch: u8, length: u8) -> Vec<u8> {
+        let mut bytes = vec![23, 0xfe, 0xfd, 0, epoch, 0, 0, 0, 0, 0, 1, 0, length];
+        bytes.resize(RECORD_HEADER + usize::from(length), 0x55);
+        bytes
+    }
+
+    #[test]
+    fn only_what_is_encrypted_can_be_too_short() {
+        for (sealed, least) in [(Sealed::Tag, 17), (Sealed::NonceAndTag, 25)] {
+            for length in 1..60 {
+                let is = |datagram: &[u8]| is_plausible(datagram, sealed);
+                let fits = length >= least;
+                assert!(is(&record(0, length)));
+                assert_eq!(is(&record(1, length)), fits, "{length}");
+                // Wherever it stands, and also when it is cut.
+                assert_eq!(is(&[record(1, 40), record(1, length)].concat()), fits, "{length}");
+                assert_eq!(is(&record(1, length)[..RECORD_HEADER]), fits, "{length}");
+            }
+            assert!(is_plausible(&record(1, 0), sealed));
+            assert!(is_plausible(&[], sealed) && is_plausible(&[0x55; 12], sealed));
+        }
     }
 
     #[test]
