@@ -26,6 +26,7 @@ mod headers;
 mod hostile;
 mod limits;
 mod logs;
+mod loss;
 mod lossy;
 mod man_pages;
 #[cfg(feature = "peers")]

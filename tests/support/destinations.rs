@@ -126,6 +126,15 @@ impl UdpCollector {
         self.received.0.lock().unwrap().clone()
     }
 
+    /// Waits until so many have come.
+    pub fn wait_for(&self, count: usize) {
+        let (received, changed) = &*self.received;
+        let (all, _) = changed
+            .wait_timeout_while(received.lock().unwrap(), PATIENCE, |all| all.len() < count)
+            .unwrap();
+        assert!(all.len() >= count, "{} have come, not {count}", all.len());
+    }
+
     /// Waits until `last` has come, and returns all that came before it since the last time.
     pub fn until(&self, last: &[u8]) -> Vec<Vec<u8>> {
         let (received, changed) = &*self.received;

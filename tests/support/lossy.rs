@@ -121,6 +121,7 @@ pub mod dtls {
     pub const CLIENT_HELLO: u8 = 1;
     pub const SERVER_HELLO: u8 = 2;
     pub const HELLO_VERIFY_REQUEST: u8 = 3;
+    pub const NEW_SESSION_TICKET: u8 = 4;
     pub const CERTIFICATE: u8 = 11;
     pub const SERVER_KEY_EXCHANGE: u8 = 12;
     pub const CERTIFICATE_REQUEST: u8 = 13;
@@ -137,22 +138,39 @@ pub struct Record<'a> {
     pub body: &'a [u8],
 }
 
+/// A handshake message, or a part of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Message {
+    pub kind: u8,
+    pub sequence: u16,
+    /// Of all of it, where this part begins, and how much this part is.
+    pub length: u32,
+    pub offset: u32,
+    pub part: u32,
+}
+
 impl Record<'_> {
-    /// The types of the handshake messages in it, unless they are encrypted.
-    pub fn handshakes(&self) -> Vec<u8> {
-        let mut kinds = Vec::new();
+    /// The handshake messages in it, unless they are encrypted.
+    pub fn messages(&self) -> Vec<Message> {
+        let mut found = Vec::new();
         if self.kind != dtls::HANDSHAKE || self.epoch != 0 {
-            return kinds;
+            return found;
         }
         let mut rest = self.body;
-        while let Some((&[kind, _, _, _, _, _, _, _, _, a, b, c], more)) =
-            rest.split_first_chunk::<12>()
-        {
-            kinds.push(kind);
-            let size = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap();
-            rest = more.get(size..).unwrap_or_default();
+        while let Some((head, more)) = rest.split_first_chunk::<12>() {
+            let [kind, l0, l1, l2, s0, s1, o0, o1, o2, p0, p1, p2] = *head;
+            let [length, offset, part] = [[l0, l1, l2], [o0, o1, o2], [p0, p1, p2]]
+                .map(|[a, b, c]| u32::from_be_bytes([0, a, b, c]));
+            let sequence = u16::from_be_bytes([s0, s1]);
+            found.push(Message { kind, sequence, length, offset, part });
+            rest = more.get(usize::try_from(part).unwrap()..).unwrap_or_default();
         }
-        kinds
+        found
+    }
+
+    /// Their types.
+    pub fn handshakes(&self) -> Vec<u8> {
+        self.messages().iter().map(|message| message.kind).collect()
     }
 }
 
@@ -270,6 +288,16 @@ impl Lossy {
             .wait_timeout_while(self.shared.lock(), PATIENCE, |state| found(state).is_none())
             .unwrap();
         found(&state).unwrap_or_else(|| panic!("it never came: {:#?}", state.seen))
+    }
+
+    /// Waits until this is true of everything that has come.
+    pub fn wait_until(&self, holds: impl Fn(&[Seen]) -> bool) {
+        let (state, _) = self
+            .shared
+            .changed
+            .wait_timeout_while(self.shared.lock(), PATIENCE, |state| !holds(&state.seen))
+            .unwrap();
+        assert!(holds(&state.seen), "it never came to that: {:#?}", state.seen);
     }
 
     /// Sends what came once more to where it was going.

@@ -105,10 +105,10 @@ func serve(conn *dtls.Conn) {
 		defer close(done)
 		down.Store(forwardReplies(conn, far))
 	}()
-	up, err := forward(far, conn)
+	up := forward(far, conn)
 	far.Close()
 	<-done
-	log.Printf("session ended dst=%s up=%d down=%d why=%v", h.destination(), up, down.Load(), err)
+	log.Printf("session ended dst=%s up=%d down=%d", h.destination(), up, down.Load())
 }
 
 // The header is the whole first record.
@@ -133,16 +133,17 @@ func receiveHeader(conn *dtls.Conn) (header, error) {
 	return decodeHeader(data[:size])
 }
 
-// From the client to the destination, until the client ends it.
-func forward(far net.Conn, conn *dtls.Conn) (int64, error) {
+// From the client to the destination, until the client ends it. What pion cannot take is dropped.
+func forward(far net.Conn, conn *dtls.Conn) int64 {
 	buffer, count := make([]byte, maxDatagram), int64(0)
 	for {
 		size, err := conn.Read(buffer)
 		if errors.Is(err, io.EOF) {
-			return count, nil
+			return count
 		}
 		if err != nil {
-			return count, err
+			log.Printf("dropped: %v", err)
+			continue
 		}
 		// What the system has to say about an earlier one.
 		if _, err := far.Write(buffer[:size]); err != nil {
