@@ -91,6 +91,7 @@
 pub mod agent;
 pub mod cli;
 pub mod client;
+pub mod dtls;
 pub mod http;
 pub mod lifecycle;
 pub mod net;

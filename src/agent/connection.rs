@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,14 +10,15 @@ use rustls::ServerConfig;
 use super::api::Api;
 use super::limits::Limits;
 use super::lobby::Waiting;
-use super::policy::{Denied, Policy};
+use super::policy::Policy;
 use super::running::{Entry, Running};
 use super::server::{FLOOD_WINDOW, Wake};
 use super::sources::SourceSlot;
+use super::words::{Client, bracketed, since, why_not, word};
 use crate::http;
 use crate::lifecycle::threads::Group;
 use crate::lifecycle::{Deadline, Flood, Slot, clock};
-use crate::net::{self, Conn, DialError};
+use crate::net::{self, Conn};
 use crate::pki::Names;
 use crate::relay::{End, Ended, Relay};
 use crate::tls::{self, HandshakeError, TlsStream};
@@ -78,21 +78,6 @@ impl Drop for Places {
         if self.handshake.is_some() {
             self.handshake_over();
         }
-    }
-}
-
-/// A client whose certificate was verified.
-#[derive(Clone, Debug)]
-struct Client {
-    id: u64,
-    peer: SocketAddr,
-    /// The certificate's name for the log, escaped; `-` without one.
-    name: String,
-}
-
-impl fmt::Display for Client {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "id={} peer={} cert={}", self.id, self.peer, self.name)
     }
 }
 
@@ -272,27 +257,6 @@ fn open_stream(
     start_relay(client, stream, dialled, (places, entry), limits, relays);
 }
 
-/// Why a destination was not reached; of addresses that were denied, also by which rules.
-fn why_not(error: &DialError, host: &str, policy: &Policy) -> String {
-    let mut why = error.to_string();
-    if let DialError::Denied(addresses) = error {
-        // Those that the error names.
-        let denied = addresses.iter().take(net::dial::SHOWN);
-        let mut rules: Vec<String> = Vec::new();
-        for rule in denied.filter_map(|address| policy.check_address(host, *address).err()) {
-            let rule = match rule {
-                Denied::By(rule) => format!("rule {rule}"),
-                other => other.to_string(),
-            };
-            if !rules.contains(&rule) {
-                rules.push(rule);
-            }
-        }
-        why = format!("{why}: {}", rules.join(", "));
-    }
-    why
-}
-
 /// A destination that was reached.
 struct Dialled {
     /// As the client wrote it, for the log.
@@ -359,22 +323,6 @@ fn start_relay(
             )
         });
     }
-}
-
-/// How long ago something was, for the log.
-fn since(moment: Instant) -> String {
-    format!("{:.3}s", clock::now().duration_since(moment).as_secs_f64())
-}
-
-/// An IPv6 literal in brackets, everything else as it is; escaped for the log.
-fn bracketed(host: &str) -> String {
-    let escaped = word(host.escape_debug().to_string());
-    if host.contains(':') { format!("[{escaped}]") } else { escaped }
-}
-
-/// Escaped text in quotes when it has spaces: a name must not look like further fields of its line.
-fn word(escaped: String) -> String {
-    if escaped.contains(char::is_whitespace) { format!("\"{escaped}\"") } else { escaped }
 }
 
 /// How long a peer may take to see our last words and close its side too.

@@ -5,7 +5,7 @@ mod query;
 use std::cell::Cell;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ pub use self::query::BadCheck;
 use self::query::{Check, Family, Target};
 use crate::http;
 use crate::lifecycle::{Deadline, clock};
+use crate::net::{self, udp::connect_udp};
 
 /// The limit of a check that names none: the stream protocol's HTTP API.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
@@ -108,7 +109,9 @@ impl Health {
             }
             Target::Udp { family, host, port } => {
                 let found = family.select(|fits| (self.resolve)(host, *port, fits, deadline))?;
-                connect_udp(&found).map_err(|error| error.to_string())
+                connect_udp(&found)
+                    .map(drop)
+                    .map_err(|failed| net::DialError::Connect(failed).to_string())
             }
             Target::Http { tls, host, port, authority, path } => {
                 let stream = Family::Any.select(|fits| (self.dial)(host, *port, fits, deadline))?;
@@ -164,23 +167,6 @@ impl Family {
             _ => error.to_string(),
         })
     }
-}
-
-/// Connects a UDP socket to the first address that the system has a route to.
-fn connect_udp(addresses: &[SocketAddr]) -> io::Result<()> {
-    let mut last = io::Error::new(ErrorKind::NotFound, "the host has no address");
-    for address in addresses {
-        let any: SocketAddr = if address.is_ipv4() {
-            (std::net::Ipv4Addr::UNSPECIFIED, 0).into()
-        } else {
-            (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
-        };
-        match UdpSocket::bind(any).and_then(|socket| socket.connect(address)) {
-            Ok(()) => return Ok(()),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
 }
 
 fn server_name(host: &str) -> Result<ServerName<'static>, rustls::pki_types::InvalidDnsNameError> {

@@ -19,13 +19,18 @@ pub struct Limits {
     pub dial: Duration,
     /// How long the second direction of a stream may be silent once the first has ended.
     pub half_close: Duration,
+    /// UDP sessions, apart from connections. [`Limits::handshakes`] and [`Limits::per_source`] hold
+    /// for them too, counted apart as well.
+    pub udp_sessions: usize,
+    /// How long nothing may pass through a UDP session, in either direction, before it ends.
+    pub udp_idle: Duration,
     /// How long running streams may go on after a request to stop.
     pub drain: Duration,
 }
 
 impl Default for Limits {
-    /// The stream protocol's limits (10 s each for handshake, header and dialling) and room for
-    /// 4096 connections.
+    /// The stream protocol's limits (10 s each for handshake, header and dialling), room for
+    /// 4096 connections and as many UDP sessions.
     fn default() -> Self {
         Self {
             connections: 4096,
@@ -35,6 +40,8 @@ impl Default for Limits {
             header: Duration::from_secs(10),
             dial: Duration::from_secs(10),
             half_close: Duration::from_secs(300),
+            udp_sessions: 4096,
+            udp_idle: Duration::from_secs(300),
             drain: Duration::from_secs(10),
         }
     }

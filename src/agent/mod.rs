@@ -19,6 +19,8 @@ pub mod policy;
 mod running;
 mod server;
 mod sources;
+mod udp;
+mod words;
 
 use std::sync::Arc;
 

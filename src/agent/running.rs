@@ -1,11 +1,23 @@
 //! The connections that run, for stopping them.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::lifecycle::Stop;
 use crate::net::Conn;
 use crate::relay::Relay;
+
+/// The numbers by which the log tells connections and sessions apart. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ids(Arc<AtomicU64>);
+
+impl Ids {
+    /// The next one, from 1.
+    pub(super) fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
 
 /// Every connection that has left the lobby. Clones share them.
 #[derive(Clone, Debug)]

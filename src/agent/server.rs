@@ -17,15 +17,19 @@ use nix::sys::socket::{MsgFlags, recv};
 use super::connection::{self, Places, Services, serve};
 use super::limits::Limits;
 use super::lobby::{Lobby, Waiting};
-use super::running::Running;
+use super::running::{Ids, Running};
 use super::sources::Sources;
+use super::udp::Datagrams;
+use crate::dtls::ServerContext;
 use crate::lifecycle::threads::Group;
 use crate::lifecycle::{Backoff, Flood, Slots, Stop, clock};
+use crate::net::udp::UdpPort;
 
 /// An agent whose ports are bound and that does not serve yet.
 #[derive(Debug)]
 pub struct Agent {
     listeners: Vec<TcpListener>,
+    datagrams: Option<Datagrams>,
     services: Arc<Services>,
     running: Running,
     empty: Stop,
@@ -35,7 +39,7 @@ pub struct Agent {
 /// What an agent did.
 #[derive(Debug)]
 pub struct Summary {
-    /// Streams carried.
+    /// Streams carried, TCP and UDP.
     pub streams: u64,
     /// Streams that still ran when the drain time was over, described as in the log.
     pub cut: Vec<String>,
@@ -50,11 +54,18 @@ impl Agent {
         let empty = Stop::new()?;
         Ok(Self {
             listeners,
+            datagrams: None,
             services: Arc::new(services),
             running: Running::new(empty.clone()),
             empty,
             wake: Arc::new(Wake::new()?),
         })
+    }
+
+    /// Carries datagrams as well, on these sockets.
+    pub fn with_datagrams(mut self, ports: Vec<UdpPort>, context: &ServerContext) -> Self {
+        self.datagrams = Some(Datagrams::new(ports, context));
+        self
     }
 
     /// The addresses that the agent listens on: which ports a 0 became.
@@ -65,10 +76,18 @@ impl Agent {
     /// Serves until `stop` is raised, lets running streams finish until the drain time is over or
     /// `at_once` is raised, and cuts the rest. Blocks meanwhile.
     pub fn run(self, stop: &Stop, at_once: &Stop) -> Summary {
-        let Self { listeners, services, running, empty, wake } = self;
+        let Self { listeners, datagrams, services, running, empty, wake } = self;
         let drain = services.limits.drain;
         let threads = Threads::default();
-        Acceptor::new(listeners, services, running.clone(), wake, threads.clone()).accept(stop);
+        let ids = Ids::default();
+        let udp = datagrams.and_then(|datagrams| {
+            datagrams
+                .start(&services, &ids, stop)
+                .inspect_err(|error| log::error!("no UDP: no thread can be started: {error}"))
+                .ok()
+        });
+        Acceptor::new(listeners, services, running.clone(), wake, threads.clone(), ids)
+            .accept(stop);
         let time = humantime::format_duration(drain);
         match running.drain() {
             0 => log::info!("stopping: no stream runs"),
@@ -78,13 +97,15 @@ impl Agent {
         wait_either(&empty, at_once, drain);
         let cut = running.cut();
         let limit = if at_once.is_raised() { REAP_AT_ONCE } else { REAP };
-        let left = threads.relays.wait(limit) + threads.handshakes.wait(limit);
+        let sessions = udp.as_ref().map_or(0, |udp| udp.wait(limit));
+        let left = threads.relays.wait(limit) + threads.handshakes.wait(limit) + sessions;
         // There is no later moment for what is not due yet.
         settle(clock::now() + FLOOD_WINDOW);
         if left > 0 {
             log::warn!("{left} connections were still dialling or closing when the agent ended");
         }
-        Summary { streams: running.streams(), cut }
+        let datagrams = udp.map_or(0, |udp| udp.streams());
+        Summary { streams: running.streams() + datagrams, cut }
     }
 }
 
@@ -143,7 +164,7 @@ struct Acceptor {
     running: Running,
     wake: Arc<Wake>,
     threads: Threads,
-    next_id: u64,
+    ids: Ids,
     backoff: Backoff,
     /// Accepting failed for want of something; not before this moment again.
     not_before: Option<Instant>,
@@ -191,6 +212,7 @@ impl Acceptor {
         running: Running,
         wake: Arc<Wake>,
         threads: Threads,
+        ids: Ids,
     ) -> Self {
         let limits = &services.limits;
         Self {
@@ -206,7 +228,7 @@ impl Acceptor {
             running,
             wake,
             threads,
-            next_id: 0,
+            ids,
             backoff: Backoff::new(Duration::from_millis(10), Duration::from_secs(1)),
             not_before: None,
             settle_at: None,
@@ -362,8 +384,7 @@ impl Acceptor {
     }
 
     fn start(&mut self, waiting: Waiting, places: Places) {
-        self.next_id += 1;
-        let id = self.next_id;
+        let id = self.ids.next();
         let (services, running, relays) =
             (self.services.clone(), self.running.clone(), self.threads.relays.clone());
         let peer = waiting.peer;

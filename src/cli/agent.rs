@@ -1,6 +1,5 @@
 //! `adit agent`.
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,8 +14,9 @@ use crate::agent::api::{Api, GODOXY_VERSION, Runtime};
 use crate::agent::policy::Policy;
 use crate::agent::{self, Agent, Limits, Services};
 use crate::client::DEFAULT_PORT;
+use crate::dtls::ServerContext;
 use crate::lifecycle::clock;
-use crate::net::{ListenAddr, bind_tcp};
+use crate::net::{ListenAddr, udp::bind_both};
 use crate::pki::{Identity, NameRules, Names, Purpose, utc};
 use crate::tls::{self, ClientAuth};
 
@@ -75,7 +75,24 @@ pub struct AgentCommand {
     #[argh(option, from_str_fn(count), arg_name = "n")]
     max_per_source: Option<usize>,
 
-    /// limit for the TLS handshake (default: 10s)
+    /// UDP sessions at the same time, apart from connections (default: 4096)
+    #[argh(option, from_str_fn(count), arg_name = "n")]
+    max_udp_sessions: Option<usize>,
+
+    /// end UDP sessions through which nothing passes for this long (default: 5m)
+    #[argh(option, from_str_fn(duration), arg_name = "time")]
+    udp_idle: Option<Duration>,
+
+    /// UDP sockets, each with a thread that receives; more than one when one processor is not
+    /// enough (default: 1)
+    #[argh(option, from_str_fn(count), arg_name = "n")]
+    udp_sockets: Option<usize>,
+
+    /// carry TCP only
+    #[argh(switch)]
+    no_udp: bool,
+
+    /// limit for the TLS or DTLS handshake (default: 10s)
     #[argh(option, from_str_fn(duration), arg_name = "time")]
     handshake_timeout: Option<Duration>,
 
@@ -123,6 +140,9 @@ struct Config {
     client_auth: ClientAuth,
     policy: Arc<Policy>,
     limits: Limits,
+    /// None for TCP only.
+    udp_sockets: usize,
+    name_rules: NameRules,
 }
 
 /// Runs `adit agent` until a signal.
@@ -200,7 +220,7 @@ fn configure(command: AgentCommand, env: &dyn Fn(&str) -> Option<String>) -> Res
             ));
         }
         true => ClientAuth::Off,
-        false => ClientAuth::Required(rules),
+        false => ClientAuth::Required(rules.clone()),
     };
     let policy = Policy::parse(&command.allow, &command.deny).map_err(|e| usage(&e))?;
     let defaults = Limits::default();
@@ -212,9 +232,29 @@ fn configure(command: AgentCommand, env: &dyn Fn(&str) -> Option<String>) -> Res
         header: command.header_timeout.unwrap_or(defaults.header),
         dial: command.dial_timeout.unwrap_or(defaults.dial),
         half_close: command.half_close_timeout.unwrap_or(defaults.half_close),
+        udp_sessions: command.max_udp_sessions.unwrap_or(defaults.udp_sessions),
+        udp_idle: command.udp_idle.unwrap_or(defaults.udp_idle),
         drain: command.drain.unwrap_or(defaults.drain),
     };
-    Ok(Config { listen, name, runtime, identity, client_auth, policy: Arc::new(policy), limits })
+    let udp_sockets = match (command.no_udp, command.udp_sockets) {
+        (true, Some(_)) => {
+            return Err(Exit::Usage("--no-udp leaves nothing for --udp-sockets".to_owned()));
+        }
+        (true, None) => 0,
+        (false, sockets) => sockets.unwrap_or(1),
+    };
+    let policy = Arc::new(policy);
+    Ok(Config {
+        listen,
+        name,
+        runtime,
+        identity,
+        client_auth,
+        policy,
+        limits,
+        udp_sockets,
+        name_rules: rules,
+    })
 }
 
 fn bind(config: &Config) -> Result<Agent, Exit> {
@@ -226,12 +266,13 @@ fn bind(config: &Config) -> Result<Agent, Exit> {
         provider.clone(),
     )
     .map_err(|error| Exit::Usage(error.to_string()))?;
-    let listeners: Vec<TcpListener> = config
+    let bound: Vec<_> = config
         .listen
         .iter()
-        .map(bind_tcp)
+        .map(|at| bind_both(at, config.udp_sockets))
         .collect::<Result<_, _>>()
         .map_err(|error| Exit::Failed(error.to_string()))?;
+    let (listeners, ports): (Vec<_>, Vec<_>) = bound.into_iter().unzip();
     let health = agent::health_checks(&config.policy, provider)
         .map_err(|error| Exit::Failed(format!("cannot make health checks: {error}")))?;
     let api = Api {
@@ -239,13 +280,20 @@ fn bind(config: &Config) -> Result<Agent, Exit> {
         runtime: config.runtime,
         version: GODOXY_VERSION,
         supports_tcp_stream: true,
-        supports_udp_stream: false,
+        supports_udp_stream: config.udp_sockets > 0,
         health,
     };
     let services =
         Services { tls, policy: config.policy.clone(), api, limits: config.limits.clone() };
-    Agent::new(listeners, services)
-        .map_err(|error| Exit::Failed(format!("cannot start the agent: {error}")))
+    let agent = Agent::new(listeners, services)
+        .map_err(|error| Exit::Failed(format!("cannot start the agent: {error}")))?;
+    if config.udp_sockets == 0 {
+        return Ok(agent);
+    }
+    // Over UDP a certificate is required whatever the flags say of TCP.
+    let context = ServerContext::new(&config.identity, config.name_rules.clone())
+        .map_err(|error| Exit::Usage(format!("{error} (--no-udp does without)")))?;
+    Ok(agent.with_datagrams(ports.into_iter().flatten().collect(), &context))
 }
 
 /// Says until when the agent's certificate is valid, loudly when it is time to issue another.
@@ -268,8 +316,8 @@ const SOON: u64 = 30;
 
 /// Takes as many descriptors as the system gives, and says so when they do not suffice.
 fn raise_descriptor_limit(limits: &Limits) {
-    // Two sockets a stream, the lobby, and what a process has anyway.
-    let wanted = limits.connections as u64 * 2 + 1024 + 64;
+    // Two sockets a stream, one a UDP session, the lobby, and what a process has anyway.
+    let wanted = limits.connections as u64 * 2 + limits.udp_sessions as u64 + 1024 + 64;
     let result = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
         let goal = hard.min(wanted.max(soft));
         if goal > soft {
@@ -279,9 +327,11 @@ fn raise_descriptor_limit(limits: &Limits) {
     });
     match result {
         Ok(have) if have < wanted => log::warn!(
-            "{} connections may need {wanted} file descriptors and the system gives {have}: raise \
-             LimitNOFILE= (ulimit -n) or lower --max-connections",
-            limits.connections
+            "{} connections and {} UDP sessions may need {wanted} file descriptors and the system \
+             gives {have}: raise LimitNOFILE= (ulimit -n) or lower --max-connections and \
+             --max-udp-sessions",
+            limits.connections,
+            limits.udp_sessions
         ),
         Ok(_) => {}
         Err(error) => log::warn!("cannot read or raise the limit of file descriptors: {error}"),

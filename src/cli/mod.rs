@@ -35,7 +35,7 @@ struct Adit {
 #[derive(FromArgs, Debug)]
 #[argh(subcommand)]
 enum Command {
-    Agent(agent::AgentCommand),
+    Agent(Box<agent::AgentCommand>),
     Connect(connect::ConnectCommand),
     Demo(demo::DemoCommand),
     Pki(pki::PkiCommand),
@@ -92,7 +92,7 @@ fn run(arguments: Adit) -> Result<(), Exit> {
         return print(concat!("adit ", env!("CARGO_PKG_VERSION")));
     }
     match arguments.command {
-        Some(Command::Agent(command)) => agent::run(command),
+        Some(Command::Agent(command)) => agent::run(*command),
         Some(Command::Connect(command)) => connect::run(command),
         Some(Command::Demo(command)) => demo::run(command),
         Some(Command::Pki(command)) => pki::run(&command, &mut Unhurt(io::stdout().lock()))

@@ -1,6 +1,7 @@
 //! Floor 4: the near end. Reaches destinations through an agent, and asks agents what they are.
 
 mod info;
+mod udp;
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -12,6 +13,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
 
 pub use info::{Info, InfoError};
+pub use udp::{UdpError, UdpStream};
 
 use crate::lifecycle::{Deadline, clock};
 use crate::net::{self, Conn, DialError};
@@ -28,6 +30,7 @@ pub struct Client {
     name: ServerName<'static>,
     stream_config: Arc<ClientConfig>,
     api_config: Arc<ClientConfig>,
+    datagrams: Arc<udp::Datagrams>,
     timeouts: Timeouts,
 }
 
@@ -91,6 +94,7 @@ impl Client {
             name,
             stream_config: config(header::ALPN).map_err(ClientError::Config)?,
             api_config: config(b"http/1.1").map_err(ClientError::Config)?,
+            datagrams: Arc::new(udp::Datagrams::new(identity, server_name)),
             timeouts,
         })
     }

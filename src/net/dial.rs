@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::options::tune;
 use super::resolve::{ResolveError, resolve};
+use super::udp::connect_udp;
 use crate::lifecycle::{Deadline, clock};
 
 /// How long one address may take before the next is tried beside it (RFC 8305, section 5,
@@ -34,12 +35,29 @@ pub fn dial(
     permit: &dyn Fn(SocketAddr) -> bool,
     deadline: &Deadline,
 ) -> Result<TcpStream, DialError> {
+    connect(&permitted(host, port, permit, deadline)?, deadline)
+}
+
+/// A UDP socket for `host` and `port`: the first address that `permit` takes and the system has a
+/// route to. Whether anybody is there shows later, if at all.
+pub fn dial_udp(
+    host: &str,
+    port: u16,
+    permit: &dyn Fn(SocketAddr) -> bool,
+    deadline: &Deadline,
+) -> Result<UdpSocket, DialError> {
+    connect_udp(&permitted(host, port, permit, deadline)?).map_err(DialError::Connect)
+}
+
+fn permitted(
+    host: &str,
+    port: u16,
+    permit: &dyn Fn(SocketAddr) -> bool,
+    deadline: &Deadline,
+) -> Result<Vec<SocketAddr>, DialError> {
     let (permitted, denied): (Vec<_>, Vec<_>) =
         resolve(host, port, deadline)?.into_iter().partition(|address| permit(*address));
-    if permitted.is_empty() {
-        return Err(DialError::Denied(denied));
-    }
-    connect(&permitted, deadline)
+    if permitted.is_empty() { Err(DialError::Denied(denied)) } else { Ok(permitted) }
 }
 
 /// Connects to whichever of these addresses answers first; [`dial`] without the name.

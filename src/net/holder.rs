@@ -1,4 +1,4 @@
-//! Which process holds a TCP port, for an error message. Linux's `/proc` tells (proc(5)); where it
+//! Which process holds a port, for an error message. Linux's `/proc` tells (proc(5)); where it
 //! does not, nobody is named.
 
 use std::fmt;
@@ -19,14 +19,36 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The process that listens on TCP port `port` of any local address. `None` when none does, or when
-/// it belongs to another user and we may not look.
-pub fn holder_of_port(port: u16) -> Option<Holder> {
-    let tables = ["/proc/net/tcp", "/proc/net/tcp6"];
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// The process that listens on `port` of any local address. `None` when none does, or when it
+/// belongs to another user and we may not look.
+pub fn holder_of_port(transport: Transport, port: u16) -> Option<Holder> {
+    // The states that listening sockets are in: for UDP, not connected.
+    let (tables, state) = match transport {
+        Transport::Tcp => (["/proc/net/tcp", "/proc/net/tcp6"], "0A"),
+        Transport::Udp => (["/proc/net/udp", "/proc/net/udp6"], "07"),
+    };
     let inodes: Vec<String> = tables
         .iter()
         .filter_map(|path| fs::read_to_string(path).ok())
-        .flat_map(|table| listening_inodes(&table, port))
+        .flat_map(|table| inodes_in_state(&table, state, port))
         .map(|inode| format!("socket:[{inode}]"))
         .collect();
     if inodes.is_empty() {
@@ -43,14 +65,13 @@ pub fn holder_of_port(port: u16) -> Option<Holder> {
     })
 }
 
-/// Inodes of the listening sockets on `port`. A line of the table reads
+/// Inodes of the sockets on `port` in this state. A line of the table reads
 /// `sl local_address rem_address st tx:rx tr:tm retrnsmt uid timeout inode …`.
-fn listening_inodes(table: &str, port: u16) -> Vec<u64> {
-    const LISTEN: &str = "0A";
+fn inodes_in_state(table: &str, state: &str, port: u16) -> Vec<u64> {
     let inode = |line: &str| {
         let mut fields = line.split_ascii_whitespace();
         let (_, local_port) = fields.nth(1)?.rsplit_once(':')?;
-        let listens = fields.nth(1)? == LISTEN;
+        let listens = fields.nth(1)? == state;
         let inode = fields.nth(5)?.parse().ok()?;
         (listens && u16::from_str_radix(local_port, 16).ok()? == port).then_some(inode)
     };
@@ -65,7 +86,7 @@ mod tests {
     #[test]
     fn our_own_listener_is_found() {
         let listener = TcpListener::bind("[::1]:0").unwrap();
-        let holder = holder_of_port(listener.local_addr().unwrap().port()).unwrap();
+        let holder = holder_of_port(Transport::Tcp, listener.local_addr().unwrap().port()).unwrap();
         assert_eq!(holder.pid, std::process::id());
         assert!(!holder.name.is_empty());
     }
@@ -78,7 +99,7 @@ mod tests {
    1: 0100007F:22BA 0100007F:C001 01 00000000:00000000 00:00000000 00000000  1000        0 4712 1
    2: 0100007F:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4713 1
 ";
-        assert_eq!(listening_inodes(table, 8890), [4711]);
-        assert!(listening_inodes("nonsense\n1: 2 3\n", 8890).is_empty());
+        assert_eq!(inodes_in_state(table, "0A", 8890), [4711]);
+        assert!(inodes_in_state("nonsense\n1: 2 3\n", "0A", 8890).is_empty());
     }
 }

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::holder::{Holder, holder_of_port};
+use super::holder::{Holder, Transport, holder_of_port};
 use super::resolve::literal;
 
 /// Connections that may wait to be accepted. The kernel cuts it to `net.core.somaxconn`, 4096 by
@@ -42,6 +42,15 @@ impl ListenAddr {
             Self::Every(port) => *port,
             Self::One(address) => address.port(),
         }
+    }
+
+    /// The same with this port.
+    pub fn with_port(mut self, number: u16) -> Self {
+        match &mut self {
+            Self::Every(port) => *port = number,
+            Self::One(address) => address.set_port(number),
+        }
+        self
     }
 }
 
@@ -134,7 +143,7 @@ fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
 }
 
 /// No IPv6 in the kernel, or none on any interface (`disable_ipv6`).
-fn is_without_ipv6(error: &io::Error) -> bool {
+pub(super) fn is_without_ipv6(error: &io::Error) -> bool {
     let is = |errno: Errno| error.raw_os_error() == Some(errno as i32);
     is(Errno::EAFNOSUPPORT) || is(Errno::EADDRNOTAVAIL)
 }
@@ -146,6 +155,8 @@ pub enum BindError {
     InUse {
         /// What was to be bound.
         at: ListenAddr,
+        /// Which of the two.
+        transport: Transport,
         /// Who has it, where `/proc` tells.
         holder: Option<Holder>,
         /// The system's error.
@@ -176,9 +187,18 @@ pub enum BindError {
 
 impl BindError {
     fn new(at: ListenAddr, source: io::Error) -> Self {
+        Self::of(Transport::Tcp, at, source)
+    }
+
+    pub(super) fn udp(at: ListenAddr, source: io::Error) -> Self {
+        Self::of(Transport::Udp, at, source)
+    }
+
+    fn of(transport: Transport, at: ListenAddr, source: io::Error) -> Self {
         match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EADDRINUSE) => {
-                Self::InUse { at, holder: holder_of_port(at.port()), source }
+                let holder = holder_of_port(transport, at.port());
+                Self::InUse { at, transport, holder, source }
             }
             Some(Errno::EACCES) => Self::NotPermitted { at, source },
             Some(Errno::EADDRNOTAVAIL) => Self::NotLocal { at, source },
@@ -190,14 +210,19 @@ impl BindError {
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::InUse { at, holder: Some(holder), .. } => write!(
+            Self::InUse { at, transport, holder: Some(holder), .. } => write!(
                 f,
-                "cannot listen on {at}: {holder} holds the port; stop it or choose another port"
+                "cannot listen on {at}: {holder} holds the {transport} port; stop it or choose \
+                 another port"
             ),
-            Self::InUse { at, holder: None, .. } => write!(
+            Self::InUse { at, transport, holder: None, .. } => write!(
                 f,
-                "cannot listen on {at}: another process holds the port (as root, \
-                 `ss -ltnp sport = {}` names it); stop it or choose another port",
+                "cannot listen on {at}: another process holds the {transport} port (as root, \
+                 `ss -l{}np sport = {}` names it); stop it or choose another port",
+                match transport {
+                    Transport::Tcp => 't',
+                    Transport::Udp => 'u',
+                },
                 at.port()
             ),
             Self::NotPermitted { at, source } => write!(

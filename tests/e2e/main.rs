@@ -36,3 +36,4 @@ mod records;
 mod resources;
 mod stopping;
 mod streams;
+mod udp;

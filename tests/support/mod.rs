@@ -6,12 +6,13 @@
 pub mod agents;
 pub mod command;
 pub mod destinations;
+pub mod dtls;
 pub mod pattern;
 pub mod process;
 pub mod raw_tls;
 pub mod tls;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -21,7 +22,9 @@ use adit::agent::api::{Api, GODOXY_VERSION, Runtime};
 use adit::agent::policy::Policy;
 use adit::agent::{Agent, Limits, Services, Summary, health_checks};
 use adit::client::{Client, Timeouts};
+use adit::dtls::ServerContext;
 use adit::lifecycle::Stop;
+use adit::net::udp::bind_both;
 use adit::pki::{Authority, Identity, NameRules, Purpose, Request, Validity};
 use adit::tls::{ClientAuth, SERVER_NAME, provider, server as tls_server};
 use tempfile::TempDir;
@@ -127,6 +130,9 @@ pub struct Setup {
     pub allow: Vec<String>,
     pub deny: Vec<String>,
     pub client_auth: ClientAuth,
+    /// Of UDP clients.
+    pub name_rules: NameRules,
+    pub udp_sockets: usize,
     pub listen: &'static str,
 }
 
@@ -137,6 +143,8 @@ impl Default for Setup {
             allow: vec![],
             deny: vec![],
             client_auth: ClientAuth::Required(NameRules::new(&[]).unwrap()),
+            name_rules: NameRules::default(),
+            udp_sockets: 1,
             listen: "127.0.0.1:0",
         }
     }
@@ -165,18 +173,20 @@ impl TestAgent {
         let pki = Pki::new();
         let crypto = provider::default();
         let policy = Arc::new(Policy::parse(&setup.allow, &setup.deny).unwrap());
-        let tls =
-            tls_server(&pki.server(), setup.client_auth, &Services::ALPN, crypto.clone()).unwrap();
+        let server = pki.server();
+        let context = ServerContext::new(&server, setup.name_rules.clone()).unwrap();
+        let tls = tls_server(&server, setup.client_auth, &Services::ALPN, crypto.clone()).unwrap();
         let api = Api {
             name: "test-agent".to_owned(),
             runtime: Runtime::Docker,
             version: GODOXY_VERSION,
             supports_tcp_stream: true,
-            supports_udp_stream: false,
+            supports_udp_stream: true,
             health: health_checks(&policy, crypto).unwrap(),
         };
         let services = Services { tls, policy, api, limits: setup.limits };
-        let agent = Agent::new(vec![TcpListener::bind(setup.listen).unwrap()], services).unwrap();
+        let (tcp, udp) = bind_both(&setup.listen.parse().unwrap(), setup.udp_sockets).unwrap();
+        let agent = Agent::new(vec![tcp], services).unwrap().with_datagrams(udp, &context);
         let address = agent.local_addrs().unwrap()[0];
         let stop = Stop::new().unwrap();
         let stopping = stop.clone();

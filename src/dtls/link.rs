@@ -1,0 +1,105 @@
+//! What OpenSSL reads from and writes to: whole datagrams, never merged and never cut.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::net::udp::{Route, UdpPort};
+
+/// The datagrams of one peer. Neither reading nor writing ever waits.
+#[derive(Debug)]
+pub(super) struct Link {
+    incoming: VecDeque<Box<[u8]>>,
+    out: Out,
+    /// Datagrams that the system did not take, such as when its buffer was full. The protocol
+    /// treats them like those that the network loses.
+    unsent: u64,
+}
+
+/// How datagrams reach the peer.
+#[derive(Debug)]
+enum Out {
+    /// From a socket that others use too.
+    Shared(Arc<UdpPort>, PeerRoute),
+    /// From a socket that is connected to this peer.
+    Own(Arc<UdpSocket>),
+}
+
+/// Where a peer is. Clones share it: the cookie callbacks learn by it whom they are asked about.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PeerRoute(Arc<Mutex<Option<Route>>>);
+
+impl PeerRoute {
+    pub(super) fn set(&self, route: Route) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(route);
+    }
+
+    fn get(&self) -> Option<Route> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        self.get().map(|route| route.peer)
+    }
+}
+
+impl Link {
+    pub(super) fn shared(port: Arc<UdpPort>, route: PeerRoute) -> Self {
+        Self { incoming: VecDeque::new(), out: Out::Shared(port, route), unsent: 0 }
+    }
+
+    pub(super) fn own(socket: Arc<UdpSocket>) -> Self {
+        Self { incoming: VecDeque::new(), out: Out::Own(socket), unsent: 0 }
+    }
+
+    /// Adds a datagram that OpenSSL will read next.
+    pub(super) fn push(&mut self, datagram: Box<[u8]>) {
+        self.incoming.push_back(datagram);
+    }
+
+    /// Forgets what was not read.
+    pub(super) fn clear(&mut self) {
+        self.incoming.clear();
+    }
+
+    /// Datagrams that the system did not take.
+    pub(super) fn unsent(&self) -> u64 {
+        self.unsent
+    }
+}
+
+impl Read for Link {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(datagram) = self.incoming.pop_front() else {
+            return Err(io::ErrorKind::WouldBlock.into());
+        };
+        // OpenSSL has room for the largest record; what is longer is none.
+        (&*datagram).read(buffer)
+    }
+}
+
+impl Write for Link {
+    fn write(&mut self, datagram: &[u8]) -> io::Result<usize> {
+        let sent = match &self.out {
+            Out::Shared(port, route) => match route.get() {
+                Some(route) => port.send(datagram, &route),
+                None => Err(io::ErrorKind::NotConnected.into()),
+            },
+            Out::Own(socket) => match socket.send(datagram) {
+                // What the network said of an earlier datagram; this one was not sent yet.
+                Err(error) if crate::net::udp::is_icmp(&error) => socket.send(datagram).map(drop),
+                sent => sent.map(drop),
+            },
+        };
+        if let Err(error) = sent {
+            self.unsent += 1;
+            log::trace!("a datagram was not sent: {error}");
+        }
+        Ok(datagram.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,241 @@
+//! One socket, many clients: datagrams find their session by the address they come from, and
+//! strangers cost nothing until they have shown that they receive at theirs.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use openssl::error::ErrorStack;
+use openssl::ssl::SslStream;
+
+use super::context::ServerContext;
+use super::ffi::{Listened, PeerSlot, listen};
+use super::link::{Link, PeerRoute};
+use super::session::{End, Session};
+use crate::lifecycle::{Flood, Stop};
+use crate::net::udp::{Route, UdpPort};
+use crate::wire::dtls::{RECORD_MAX, WIRE_MAX, client_hello};
+
+/// A bound socket whose sessions nobody serves yet.
+#[derive(Debug)]
+pub struct Listener {
+    port: Arc<UdpPort>,
+    context: ServerContext,
+    sessions: Sessions,
+}
+
+/// The sessions of one socket. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Sessions(Arc<Mutex<HashMap<SocketAddr, Arc<Session>>>>);
+
+/// A session's place in the table, which it leaves when this is dropped.
+#[derive(Debug)]
+pub struct Registration {
+    sessions: Sessions,
+    session: Arc<Session>,
+}
+
+static UNUSABLE: Flood = Flood::new("first contacts that failed", 1, Duration::from_secs(10));
+static BROKEN: Flood = Flood::new("UDP sockets that failed", 1, Duration::from_secs(10));
+
+/// Kinds of log lines of this room, to be settled by whoever has a janitor.
+pub static FLOODS: [&Flood; 2] = [&UNUSABLE, &BROKEN];
+
+/// Datagrams taken from a socket before the stop flag is looked at again.
+const BATCH: usize = 64;
+
+/// How long to leave a socket alone that cannot be read.
+const PAUSE: Duration = Duration::from_millis(100);
+
+impl Listener {
+    /// A listener on a bound socket.
+    pub fn new(port: UdpPort, context: ServerContext) -> Self {
+        Self { port: Arc::new(port), context, sessions: Sessions::default() }
+    }
+
+    /// Its sessions, to be watched from elsewhere.
+    pub fn sessions(&self) -> Sessions {
+        self.sessions.clone()
+    }
+
+    /// Receives until `stop` is raised, then ends all sessions. Each client that was shown to be
+    /// where it says is given to `newcomer`, which must not wait: it starts a thread for the
+    /// session, or drops the registration, and the client is as strange as before.
+    pub fn run(self, stop: &Stop, newcomer: &mut dyn FnMut(Arc<Session>, Registration)) {
+        let mut strangers = Strangers::new(self.port.clone(), self.context.clone());
+        let mut wire = vec![0; WIRE_MAX];
+        let mut plain = vec![0; RECORD_MAX];
+        while !stop.is_raised() {
+            if let Err(error) = self.wait(stop) {
+                pause(stop, &error);
+                continue;
+            }
+            for _ in 0..BATCH {
+                let (size, route) = match self.port.receive(&mut wire) {
+                    Ok(received) => received,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(error) if crate::net::udp::is_icmp(&error) => continue,
+                    Err(error) => {
+                        pause(stop, &error);
+                        break;
+                    }
+                };
+                let Some(datagram) = wire.get(..size) else { continue };
+                let known = self.sessions.of(&route.peer);
+                let hello = client_hello(datagram);
+                match (known, hello) {
+                    // A repetition of what the session began with is its own affair while it
+                    // begins, and nothing afterwards: OpenSSL passes over it.
+                    (Some(session), Some(random)) if session.hello() == random => {
+                        session.arrived(datagram, &mut plain);
+                    }
+                    (Some(session), None) => session.arrived(datagram, &mut plain),
+                    (known, Some(random)) => {
+                        let Some(stream) = strangers.meet(datagram, route) else { continue };
+                        if let Some(old) = known {
+                            old.finish(End::Replaced);
+                        }
+                        let session = Arc::new(Session::new(stream, route.peer, *random));
+                        newcomer(session.clone(), self.sessions.enter(session));
+                    }
+                    // Neither known nor a beginning: nothing is owed to it.
+                    (None, None) => {}
+                }
+            }
+        }
+        self.sessions.end_all(|| End::Stopped);
+    }
+
+    fn wait(&self, stop: &Stop) -> io::Result<()> {
+        let mut fds =
+            [stop.as_fd(), self.port.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn pause(stop: &Stop, error: &io::Error) {
+    BROKEN.log(log::Level::Error, || format!("cannot receive on the UDP port: {error}"));
+    stop.wait(PAUSE);
+}
+
+impl Sessions {
+    fn of(&self, peer: &SocketAddr) -> Option<Arc<Session>> {
+        self.lock().get(peer).cloned()
+    }
+
+    fn enter(&self, session: Arc<Session>) -> Registration {
+        self.lock().insert(session.peer(), session.clone());
+        Registration { sessions: self.clone(), session }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Ends those through which nothing has passed for `limit`.
+    pub fn end_idle(&self, now: Instant, limit: Duration) {
+        let idle: Vec<_> =
+            self.lock().values().filter(|session| session.is_idle(now, limit)).cloned().collect();
+        for session in idle {
+            session.finish(End::Idle(limit));
+        }
+    }
+
+    fn end_all(&self, why: impl Fn() -> End) {
+        let all: Vec<_> = self.lock().values().cloned().collect();
+        for session in all {
+            session.finish(why());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Arc<Session>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let mut sessions = self.sessions.lock();
+        let peer = self.session.peer();
+        // Another may have taken its place.
+        if sessions.get(&peer).is_some_and(|there| Arc::ptr_eq(there, &self.session)) {
+            sessions.remove(&peer);
+        }
+        if sessions.len() < sessions.capacity() / 8 {
+            sessions.shrink_to_fit();
+        }
+    }
+}
+
+/// First contacts, all of which share one OpenSSL object until one of them has shown its cookie.
+struct Strangers {
+    port: Arc<UdpPort>,
+    context: ServerContext,
+    spare: Option<(SslStream<Link>, PeerRoute)>,
+    slot: Option<PeerSlot>,
+}
+
+impl Strangers {
+    fn new(port: Arc<UdpPort>, context: ServerContext) -> Self {
+        Self { port, context, spare: None, slot: None }
+    }
+
+    /// Answers a first ClientHello with a cookie; of a client that brings its cookie, returns the
+    /// session to go on with.
+    fn meet(&mut self, datagram: &[u8], route: Route) -> Option<SslStream<Link>> {
+        match self.try_meet(datagram, route) {
+            Ok(met) => met,
+            Err(error) => {
+                // Most are a stranger's bad bytes, whose debug lines are their own limit.
+                UNUSABLE.log(log::Level::Debug, || {
+                    format!("first contact failed peer={} why={error}", route.peer)
+                });
+                None
+            }
+        }
+    }
+
+    fn try_meet(
+        &mut self,
+        datagram: &[u8],
+        route: Route,
+    ) -> Result<Option<SslStream<Link>>, ErrorStack> {
+        drop(ErrorStack::get());
+        let slot = match &mut self.slot {
+            Some(slot) => slot,
+            none => none.insert(PeerSlot::new()?),
+        };
+        let (mut stream, place) = match self.spare.take() {
+            Some(spare) => spare,
+            None => {
+                let place = PeerRoute::default();
+                let link = Link::shared(self.port.clone(), place.clone());
+                (SslStream::new(self.context.session(place.clone())?, link)?, place)
+            }
+        };
+        place.set(route);
+        stream.get_mut().push(datagram.into());
+        let listened = listen(&mut stream, slot);
+        if matches!(listened, Ok(Listened::Verified)) {
+            return Ok(Some(stream));
+        }
+        stream.get_mut().clear();
+        self.spare = Some((stream, place));
+        listened.map(|_| None)
+    }
+}

@@ -1,0 +1,315 @@
+//! The server's end of a session: its datagrams wait for its own thread until it is open, and are
+//! handled where they arrive from then on.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use openssl::ssl::SslStream;
+use rustls_pki_types::CertificateDer;
+
+use super::channel::{Channel, Read};
+use super::error::HandshakeError;
+use super::link::Link;
+use crate::lifecycle::{Deadline, clock};
+use crate::wire::dtls::{RECORD_MAX, Random};
+
+/// How often a handshake looks whether it must send its last flight again: a fraction of the
+/// shortest wait before that.
+pub(super) const TICK: Duration = Duration::from_millis(50);
+
+/// Datagrams that may wait for a session's thread. A handshake has at most a dozen under way; the
+/// rest is room for a client that sends while its destination is being looked up.
+const WAITING: usize = 64;
+
+/// Bytes of them, of the largest kind four.
+const WAITING_BYTES: usize = 64 * 1024;
+
+/// Who takes the datagrams of an open session. Called on the thread that receives for many
+/// sessions, so neither may wait.
+pub trait Consumer: Send + Sync {
+    /// The client has sent this datagram.
+    fn datagram(&self, datagram: &[u8]);
+
+    /// The session has ended: whoever waits for something to send should look.
+    fn ended(&self);
+}
+
+/// A session with a client whose address was verified.
+pub struct Session {
+    channel: Channel,
+    peer: SocketAddr,
+    hello: Random,
+    began: Instant,
+    /// When the last datagram passed, in milliseconds since it began.
+    last: AtomicU64,
+    inbox: Mutex<Inbox>,
+    arrived: Condvar,
+    consumer: OnceLock<Arc<dyn Consumer>>,
+    /// Whether datagrams are handled where they arrive. Turns true once, under the inbox's lock.
+    open: AtomicBool,
+    end: OnceLock<End>,
+    /// Datagrams for which there was no room to wait.
+    overflowed: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
+    waiting: VecDeque<Box<[u8]>>,
+    bytes: usize,
+}
+
+/// Why a session ended.
+#[derive(Debug)]
+pub enum End {
+    /// The client said goodbye.
+    Client,
+    /// Nothing passed for this long.
+    Idle(Duration),
+    /// The client began anew from the same address.
+    Replaced,
+    /// The server is stopping.
+    Stopped,
+    /// Its own side has no use for it any more.
+    Finished,
+    /// It broke.
+    Broken(io::Error),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Client => f.write_str("the client ended it"),
+            Self::Idle(limit) => {
+                write!(f, "nothing passed for {}", humantime::format_duration(*limit))
+            }
+            Self::Replaced => f.write_str("the client began anew from the same address"),
+            Self::Stopped => f.write_str("the agent is stopping"),
+            Self::Finished => f.write_str("done"),
+            Self::Broken(error) => error.fmt(f),
+        }
+    }
+}
+
+impl Session {
+    pub(super) fn new(stream: SslStream<Link>, peer: SocketAddr, hello: Random) -> Self {
+        Self {
+            channel: Channel::new(stream),
+            peer,
+            hello,
+            began: clock::now(),
+            last: AtomicU64::new(0),
+            inbox: Mutex::default(),
+            arrived: Condvar::new(),
+            consumer: OnceLock::new(),
+            open: AtomicBool::new(false),
+            end: OnceLock::new(),
+            overflowed: AtomicU64::new(0),
+        }
+    }
+
+    /// The client's address, which it was shown to receive at.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// When its client was verified to be there.
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// The random of the handshake that it began with.
+    pub(super) fn hello(&self) -> &Random {
+        &self.hello
+    }
+
+    /// The client's certificate, DER.
+    pub fn peer_certificate(&self) -> Option<CertificateDer<'static>> {
+        self.channel.peer_certificate()
+    }
+
+    /// The cipher suite, as OpenSSL names it.
+    pub fn cipher(&self) -> &'static str {
+        self.channel.cipher()
+    }
+
+    /// Datagrams that were lost here: there was no room for them to wait, or the system did not
+    /// take them to send.
+    pub fn lost(&self) -> u64 {
+        self.overflowed.load(Ordering::Relaxed) + self.channel.unsent()
+    }
+
+    /// Agrees with the client. To be called once, first, on the session's own thread.
+    pub fn handshake(&self, deadline: &Deadline) -> Result<(), HandshakeError> {
+        let mut datagram = None;
+        loop {
+            if self.channel.handshake(datagram.take())? {
+                self.touch();
+                return Ok(());
+            }
+            if self.end().is_some() {
+                return Err(HandshakeError::Closed);
+            }
+            let left = deadline.remaining().map_err(HandshakeError::Io)?;
+            datagram = self.wait(clock::now() + left.min(TICK));
+        }
+    }
+
+    /// Waits for the next datagram, on the session's own thread before it is open. `None` when the
+    /// session has ended.
+    pub fn recv(&self, buffer: &mut [u8], deadline: &Deadline) -> io::Result<Option<usize>> {
+        loop {
+            match self.channel.read(buffer)? {
+                Read::Datagram(size) => return Ok(Some(size)),
+                Read::End => {
+                    self.finish(End::Client);
+                    return Ok(None);
+                }
+                Read::Nothing => {}
+            }
+            if self.end().is_some() {
+                return Ok(None);
+            }
+            deadline.remaining()?;
+            if let Some(datagram) = self.wait(deadline.at()) {
+                self.channel.push(datagram);
+            }
+        }
+    }
+
+    /// From now on datagrams go to `consumer`, in the order in which they came; those that have
+    /// come already, first.
+    pub fn open(&self, consumer: Arc<dyn Consumer>) {
+        if self.consumer.set(consumer.clone()).is_err() {
+            return;
+        }
+        let mut buffer = vec![0; RECORD_MAX];
+        // What came in one datagram with the last that was read.
+        self.decrypt(None, &mut buffer);
+        loop {
+            let datagram = {
+                let mut inbox = self.inbox();
+                let Some(datagram) = inbox.waiting.pop_front() else {
+                    *inbox = Inbox::default();
+                    self.open.store(true, Ordering::Release);
+                    break;
+                };
+                datagram
+            };
+            self.decrypt(Some(datagram), &mut buffer);
+        }
+        // It may have ended before there was anyone to tell.
+        if self.end().is_some() {
+            consumer.ended();
+        }
+    }
+
+    /// Sends one datagram to the client: 1 to 16384 bytes.
+    pub fn send(&self, datagram: &[u8]) -> io::Result<()> {
+        self.channel.write(datagram)?;
+        self.touch();
+        Ok(())
+    }
+
+    /// Ends the session, for the first reason that is given: the client is told, and so is the
+    /// consumer.
+    pub fn finish(&self, why: End) {
+        if self.end.set(why).is_err() {
+            return;
+        }
+        self.channel.close();
+        // The lock makes sure that nobody is between looking and waiting.
+        drop(self.inbox());
+        self.arrived.notify_all();
+        if let Some(consumer) = self.consumer.get() {
+            consumer.ended();
+        }
+    }
+
+    /// Why it ended, once it has.
+    pub fn end(&self) -> Option<&End> {
+        self.end.get()
+    }
+
+    /// Whether nothing has passed for `limit`. Never of one that is not open: its phases have
+    /// limits of their own.
+    pub(super) fn is_idle(&self, now: Instant, limit: Duration) -> bool {
+        let last = self.began + Duration::from_millis(self.last.load(Ordering::Relaxed));
+        self.open.load(Ordering::Acquire) && now.saturating_duration_since(last) >= limit
+    }
+
+    /// A datagram of the network for this session. `buffer` has room for one of the stream.
+    pub(super) fn arrived(&self, datagram: &[u8], buffer: &mut [u8]) {
+        if !self.open.load(Ordering::Acquire) {
+            let mut inbox = self.inbox();
+            // Again, now that it cannot change any more.
+            if !self.open.load(Ordering::Acquire) {
+                if inbox.waiting.len() < WAITING && inbox.bytes + datagram.len() <= WAITING_BYTES {
+                    inbox.bytes += datagram.len();
+                    inbox.waiting.push_back(datagram.into());
+                    self.arrived.notify_one();
+                } else {
+                    self.overflowed.fetch_add(1, Ordering::Relaxed);
+                }
+                return;
+            }
+        }
+        self.decrypt(Some(datagram.into()), buffer);
+    }
+
+    fn decrypt(&self, datagram: Option<Box<[u8]>>, buffer: &mut [u8]) {
+        let Some(consumer) = self.consumer.get() else { return };
+        if self.end().is_some() {
+            return;
+        }
+        let mut passed = false;
+        let fed = self.channel.feed(datagram, buffer, |datagram| {
+            passed = true;
+            consumer.datagram(datagram);
+        });
+        if passed {
+            self.touch();
+        }
+        match fed {
+            Ok(false) => {}
+            Ok(true) => self.finish(End::Client),
+            Err(error) => self.finish(End::Broken(error)),
+        }
+    }
+
+    /// The next datagram of the network, waiting for it until `until` or the session's end.
+    fn wait(&self, until: Instant) -> Option<Box<[u8]>> {
+        let mut inbox = self.inbox();
+        loop {
+            if let Some(datagram) = inbox.waiting.pop_front() {
+                inbox.bytes -= datagram.len();
+                return Some(datagram);
+            }
+            let left = until.checked_duration_since(clock::now()).filter(|left| !left.is_zero())?;
+            if self.end().is_some() {
+                return None;
+            }
+            inbox =
+                self.arrived.wait_timeout(inbox, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn touch(&self) {
+        let since = clock::now().saturating_duration_since(self.began).as_millis();
+        self.last.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
