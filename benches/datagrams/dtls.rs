@@ -112,24 +112,26 @@ fn connect(address: SocketAddr) -> Result<UdpSocket> {
 
 fn handshake(context: &SslContext, address: SocketAddr) -> Result<SslStream<Wire>> {
     let start = Instant::now();
-    let socket = connect(address)?;
-    // OpenSSL looks at its own timer, of one second at first, when it is called again.
-    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-    let mut waiting = match new_ssl(context)?.connect(Wire(socket)) {
-        Ok(stream) => return Ok(stream),
-        Err(HandshakeError::WouldBlock(waiting)) => waiting,
-        Err(error) => return Err(error.into()),
-    };
     loop {
-        if start.elapsed() > PATIENCE {
-            return Err("the handshake does not end".into());
+        let socket = connect(address)?;
+        // OpenSSL looks at its own timer, of one second at first, when it is called again.
+        socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        let mut result = new_ssl(context)?.connect(Wire(socket));
+        loop {
+            match result {
+                Ok(stream) => return Ok(stream),
+                Err(error) if start.elapsed() > PATIENCE => return Err(error.into()),
+                Err(HandshakeError::WouldBlock(waiting)) => result = waiting.handshake(),
+                // Nobody listens between one of socat's sessions and the next.
+                Err(HandshakeError::Failure(failed)) if is_refused(failed.error()) => break,
+                Err(error) => return Err(error.into()),
+            }
         }
-        waiting = match waiting.handshake() {
-            Ok(stream) => return Ok(stream),
-            Err(HandshakeError::WouldBlock(waiting)) => waiting,
-            Err(error) => return Err(error.into()),
-        };
     }
+}
+
+fn is_refused(error: &openssl::ssl::Error) -> bool {
+    error.io_error().is_some_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
 /// Datagrams to an echo and back.

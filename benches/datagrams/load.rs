@@ -4,10 +4,12 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use socket2::{MsgHdr, SockAddr, SockRef};
+use nix::libc;
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 
 use crate::Result;
 use crate::dtls::{Clients, Flow};
@@ -141,8 +143,7 @@ pub(crate) fn strangers(
     rate: Option<u32>,
 ) -> Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    let socket = SockRef::from(&socket);
-    let target = SockAddr::from(target);
+    let target = SockaddrStorage::from(target);
     let mut hello = hello.to_vec();
     let start = Instant::now();
     for number in 0..count {
@@ -160,25 +161,20 @@ pub(crate) fn strangers(
             random.copy_from_slice(&number.to_be_bytes());
         }
         let [_, high, middle, low] = number.to_be_bytes();
-        let control = source(Ipv4Addr::new(127, high + 1, middle, low));
-        let buffers = [IoSlice::new(&hello)];
-        let message =
-            MsgHdr::new().with_addr(&target).with_buffers(&buffers).with_control(&control);
-        socket.sendmsg(&message, 0)?;
+        let source = libc::in_pktinfo {
+            ipi_ifindex: 0,
+            ipi_spec_dst: libc::in_addr {
+                s_addr: u32::from_ne_bytes([127, high + 1, middle, low]),
+            },
+            ipi_addr: libc::in_addr { s_addr: 0 },
+        };
+        sendmsg(
+            socket.as_raw_fd(),
+            &[IoSlice::new(&hello)],
+            &[ControlMessage::Ipv4PacketInfo(&source)],
+            MsgFlags::empty(),
+            Some(&target),
+        )?;
     }
     Ok(())
-}
-
-/// A control message that sets the source address, see ip(7), `IP_PKTINFO`.
-fn source(address: Ipv4Addr) -> Vec<u8> {
-    let (head, info) = (size_of::<usize>() + 8, 12_usize);
-    let mut control = Vec::with_capacity(head + info + 4);
-    control.extend((head + info).to_ne_bytes());
-    control.extend(nix::libc::IPPROTO_IP.to_ne_bytes());
-    control.extend(nix::libc::IP_PKTINFO.to_ne_bytes());
-    control.extend(0_i32.to_ne_bytes());
-    control.extend(address.octets());
-    control.extend([0; 4]);
-    control.resize((head + info).next_multiple_of(size_of::<usize>()), 0);
-    control
 }
