@@ -36,10 +36,13 @@
 mod certs;
 mod far;
 mod load;
+mod metric;
 mod process;
+mod program;
 mod report;
 mod servers;
 
+use std::fmt::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -49,7 +52,8 @@ use argh::FromArgs;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::load::{Clients, Handshake};
-use crate::report::{Metric, Results};
+use crate::metric::Metric;
+use crate::report::Results;
 use crate::servers::{Kind, Server};
 
 /// Any failure ends the run; the text says which act failed.
@@ -158,7 +162,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     println!("{}", report::table(&results, &kinds));
     if kinds.contains(&Kind::Adit) {
-        println!("{}", report::sizes(&servers::adit_binary()?)?);
+        print!("{}", handshakes(&results));
+        println!("{}", sizes(&program::adit()?)?);
     }
     if !quick && kinds.len() > 1 && arguments.measure.is_empty() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/compare/compare.svg");
@@ -201,7 +206,7 @@ impl Bench<'_> {
             }
             for server in &mut servers {
                 if let Err(error) = measure(server, results) {
-                    server.check_alive(self.dir)?;
+                    server.check_alive()?;
                     return Err(format!("{name}, {}: {error}", server.kind.name()).into());
                 }
             }
@@ -212,7 +217,7 @@ impl Bench<'_> {
     fn wait_until_ready(&self, clients: &Clients, server: &mut Server) -> Result<()> {
         let start = Instant::now();
         loop {
-            server.check_alive(self.dir)?;
+            server.check_alive()?;
             match clients.check(server, self.services.echo) {
                 Ok(()) => return Ok(()),
                 Err(error) if start.elapsed() > Duration::from_secs(10) => {
@@ -225,13 +230,13 @@ impl Bench<'_> {
 
     fn memory(&self, clients: &Clients, server: &Server, results: &mut Results) -> Result<()> {
         let kind = server.kind;
-        let start = server.memory()?;
+        let start = server.program.memory()?;
         results.add(Metric::StartRss, kind, mib(start.resident));
         results.add(Metric::StartPss, kind, mib(start.proportional));
         let sessions = clients.open_idle(server, self.services.echo, self.effort.idle)?;
         // Whatever belongs to the handshakes should be over when the connections are called idle.
         pause(200);
-        let open = server.memory()?;
+        let open = server.program.memory()?;
         let each = |with: u64, without: u64| {
             (with as f64 - without as f64) / 1024.0 / self.effort.idle as f64
         };
@@ -240,10 +245,10 @@ impl Bench<'_> {
         for session in sessions {
             session.close()?;
         }
-        let mut after = server.memory()?.resident;
+        let mut after = server.program.memory()?.resident;
         for _ in 0..20 {
             pause(100);
-            after = after.min(server.memory()?.resident);
+            after = after.min(server.program.memory()?.resident);
             if after <= start.resident {
                 break;
             }
@@ -283,11 +288,11 @@ impl Bench<'_> {
         std::thread::scope(|scope| {
             let transfer = scope.spawn(|| transfer(&done));
             pause_for(self.effort.warm_up);
-            let cpu = server.cpu_ms();
+            let cpu = server.program.cpu_ms();
             let (start, before) = (Instant::now(), counter.load(Ordering::Relaxed));
             pause_for(self.effort.bulk);
             let (elapsed, after) = (start.elapsed(), counter.load(Ordering::Relaxed));
-            let cpu_after = server.cpu_ms();
+            let cpu_after = server.program.cpu_ms();
             done.store(true, Ordering::Relaxed);
             transfer.join().map_err(|_| "the client thread panicked")??;
             let bytes = (after - before) as f64;
@@ -313,11 +318,11 @@ impl Bench<'_> {
         let run = |handshake| {
             clients.reconnect(server, self.services.echo, handshake, self.effort.reconnect)
         };
-        let cpu = server.cpu_ms()?;
+        let cpu = server.program.cpu_ms()?;
         let (count, elapsed) = run(Handshake::Full)?;
         // The last connections are still being torn down.
         pause(50);
-        let cpu = server.cpu_ms()? - cpu;
+        let cpu = server.program.cpu_ms()? - cpu;
         results.add(Metric::New, server.kind, count as f64 / elapsed.as_secs_f64());
         results.add(Metric::NewCpu, server.kind, cpu / count as f64);
         if server.kind == Kind::Adit {
@@ -336,6 +341,32 @@ impl Bench<'_> {
         }
         Ok(())
     }
+}
+
+/// How adit's other handshakes compare with its full ones.
+fn handshakes(results: &Results) -> String {
+    let mut text = String::new();
+    for (metric, what) in
+        [(Metric::Resumed, "resumed"), (Metric::Hybrid, "with the hybrid key exchange")]
+    {
+        if let Some(ratio) = results.ratio((metric, Kind::Adit), (Metric::New, Kind::Adit)) {
+            text += &format!("adit {what}: {ratio:.2}× its own rate of full handshakes.\n");
+        }
+    }
+    text
+}
+
+/// Sizes of the binaries of the `release` and `embedded` profiles, as far as they are built.
+fn sizes(adit: &Path) -> Result<String> {
+    let mut text = String::new();
+    for profile in ["release", "embedded"] {
+        let path = adit.ancestors().nth(2).map(|dir| dir.join(profile).join("adit"));
+        if let Some(path) = path.filter(|path| path.is_file()) {
+            let size = std::fs::metadata(path)?.len() as f64 / f64::from(1 << 20);
+            writeln!(text, "Binary, profile `{profile}`: {size:.2} MiB.")?;
+        }
+    }
+    Ok(text)
 }
 
 fn mib(bytes: u64) -> f64 {

@@ -17,25 +17,36 @@ pub(crate) struct Memory {
 pub(crate) fn memory(root: u32) -> Result<Memory> {
     let mut sum = Memory::default();
     for pid in family(root)? {
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        // A child may have ended since it was listed.
+        let Some(status) = read(root, pid, "status")? else { continue };
         sum.resident += kib_line(&status, "VmRSS:").unwrap_or(0) << 10;
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        let Some(rollup) = read(root, pid, "smaps_rollup")? else { continue };
         sum.proportional += kib_line(&rollup, "Pss:").unwrap_or(0) << 10;
     }
     Ok(sum)
 }
 
-/// Processor time of `root` and all its descendants in milliseconds.
+/// Processor time of `root` and all its descendants in milliseconds, those that have ended included.
 pub(crate) fn cpu_ms(root: u32) -> Result<f64> {
     let mut ticks = 0;
     for pid in family(root)? {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // proc(5): utime and stime are fields 14 and 15; the name in field 2 may hold spaces.
+        let Some(stat) = read(root, pid, "stat")? else { continue };
+        // proc(5): utime, stime and both of reaped children are fields 14 to 17; the name in field 2
+        // may hold spaces.
         let fields = after_name(&stat);
-        ticks += fields.iter().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum::<u64>();
+        ticks += fields.iter().skip(11).take(4).filter_map(|f| f.parse::<u64>().ok()).sum::<u64>();
     }
     // USER_HZ is 100 on every architecture Debian's kernels run on.
     Ok(ticks as f64 * 10.0)
+}
+
+/// A file of a process; `None` when that is a child that is gone.
+fn read(root: u32, pid: u32, file: &str) -> Result<Option<String>> {
+    match fs::read_to_string(format!("/proc/{pid}/{file}")) {
+        Ok(text) => Ok(Some(text)),
+        Err(_) if pid != root => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// `root` first, then its children, their children and so on.

@@ -1,79 +1,9 @@
-//! Medians, ratios, the Markdown table and the SVG plot.
+//! Medians, ratios, the Markdown table and the SVG plot, whatever was measured on whatever servers.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::path::Path;
 
-use crate::Result;
+use crate::metric::Metric;
 use crate::servers::Kind;
-
-/// What was measured, in the order of the table.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Metric {
-    Up,
-    UpCpu,
-    Down,
-    DownCpu,
-    New,
-    NewCpu,
-    Resumed,
-    Hybrid,
-    Median,
-    Tail,
-    StartRss,
-    StartPss,
-    IdleRss,
-    IdlePss,
-    AfterRss,
-}
-
-impl Metric {
-    const ALL: [Self; 15] = [
-        Self::Up,
-        Self::UpCpu,
-        Self::Down,
-        Self::DownCpu,
-        Self::New,
-        Self::NewCpu,
-        Self::Resumed,
-        Self::Hybrid,
-        Self::Median,
-        Self::Tail,
-        Self::StartRss,
-        Self::StartPss,
-        Self::IdleRss,
-        Self::IdlePss,
-        Self::AfterRss,
-    ];
-
-    /// The panels of the plot.
-    const PLOTTED: [Self; 6] =
-        [Self::Up, Self::Down, Self::New, Self::Median, Self::IdleRss, Self::StartRss];
-
-    fn label(self) -> &'static str {
-        match self {
-            Self::Up => "Bulk up, MB/s",
-            Self::UpCpu => "– server CPU, ms/GB",
-            Self::Down => "Bulk down, MB/s",
-            Self::DownCpu => "– server CPU, ms/GB",
-            Self::New => "New mTLS connections/s",
-            Self::NewCpu => "– server CPU, ms each",
-            Self::Resumed => "– resumed/s",
-            Self::Hybrid => "– X25519MLKEM768/s",
-            Self::Median => "64-byte round trip p50, µs",
-            Self::Tail => "– p99, µs",
-            Self::StartRss => "RSS at start, MiB",
-            Self::StartPss => "– PSS, MiB",
-            Self::IdleRss => "RSS per idle connection, KiB",
-            Self::IdlePss => "– PSS, KiB",
-            Self::AfterRss => "RSS after they closed, MiB",
-        }
-    }
-
-    fn more_is_better(self) -> bool {
-        matches!(self, Self::Up | Self::Down | Self::New | Self::Resumed | Self::Hybrid)
-    }
-}
 
 /// Values by metric and server, one for each round, in order.
 #[derive(Default)]
@@ -89,7 +19,7 @@ impl Results {
     }
 
     /// The median of the ratios taken within each round.
-    fn ratio(&self, over: (Metric, Kind), under: (Metric, Kind)) -> Option<f64> {
+    pub(crate) fn ratio(&self, over: (Metric, Kind), under: (Metric, Kind)) -> Option<f64> {
         let pairs = self.values(over.0, over.1).iter().zip(self.values(under.0, under.1));
         median(&pairs.filter(|(_, under)| **under > 0.0).map(|(a, b)| a / b).collect::<Vec<_>>())
     }
@@ -129,27 +59,7 @@ pub(crate) fn table(results: &Results, kinds: &[Kind]) -> String {
         }
         text += " |\n";
     }
-    for (metric, what) in
-        [(Metric::Resumed, "resumed"), (Metric::Hybrid, "with the hybrid key exchange")]
-    {
-        if let Some(ratio) = results.ratio((metric, Kind::Adit), (Metric::New, Kind::Adit)) {
-            text += &format!("\nadit {what}: {ratio:.2}× its own rate of full handshakes.\n");
-        }
-    }
     text
-}
-
-/// Sizes of the binaries of the `release` and `embedded` profiles, as far as they are built.
-pub(crate) fn sizes(adit: &Path) -> Result<String> {
-    let mut text = String::new();
-    for profile in ["release", "embedded"] {
-        let path = adit.ancestors().nth(2).map(|dir| dir.join(profile).join("adit"));
-        if let Some(path) = path.filter(|path| path.is_file()) {
-            let size = std::fs::metadata(path)?.len() as f64 / f64::from(1 << 20);
-            writeln!(text, "Binary, profile `{profile}`: {size:.2} MiB.")?;
-        }
-    }
-    Ok(text)
 }
 
 /// Small panels, one for each metric with its own scale: a bar for the median, a whisker from the

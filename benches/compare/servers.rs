@@ -1,17 +1,12 @@
-//! The four servers: their configuration, their processes, and the end of both.
+//! The four servers and their configuration.
 
-use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::net::SocketAddr;
+use std::path::Path;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
+use crate::Result;
 use crate::certs::Certificates;
 use crate::far::Services;
-use crate::{Result, pause, process};
+use crate::program::{self, Program, find, free_port, missing, show};
 
 /// The programs that are compared, in the order of the table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,12 +42,12 @@ pub(crate) enum Service {
     Echo,
 }
 
-/// A running server. Dropping it ends all its processes.
+/// A running server.
 pub(crate) struct Server {
     pub(crate) kind: Kind,
     /// TLS ports that lead to the sink, the source and the echo; all the same for adit.
     ports: [SocketAddr; 3],
-    child: Child,
+    pub(crate) program: Program,
 }
 
 impl Server {
@@ -70,17 +65,17 @@ impl Server {
         let pairs: Vec<(SocketAddr, SocketAddr)> =
             ports.into_iter().zip([services.sink, services.source, services.echo]).collect();
         let (program, arguments) = match kind {
-            Kind::Adit => (adit_binary()?, adit_arguments(ports[0], certificates)),
+            Kind::Adit => (program::adit()?, adit_arguments(ports[0], certificates)),
             Kind::Stunnel => {
                 let config = dir.join("stunnel.conf");
                 std::fs::write(&config, stunnel_config(&pairs, certificates))?;
-                (find(kind, &["stunnel4", "stunnel"], "stunnel4")?, vec![show(&config)])
+                (find(kind.name(), &["stunnel4", "stunnel"], "stunnel4")?, vec![show(&config)])
             }
             Kind::Haproxy => {
                 let config = dir.join("haproxy.cfg");
                 std::fs::write(&config, haproxy_config(&pairs, certificates))?;
                 let arguments = vec!["-db".to_owned(), "-f".to_owned(), show(&config)];
-                (find(kind, &["haproxy"], "haproxy")?, arguments)
+                (find(kind.name(), &["haproxy"], "haproxy")?, arguments)
             }
             Kind::Nginx => {
                 let config = dir.join("nginx.conf");
@@ -88,22 +83,11 @@ impl Server {
                 let arguments =
                     ["-p", &show(dir), "-e", "nginx.log", "-c", &show(&config)].map(str::to_owned);
                 let packages = "nginx-light libnginx-mod-stream";
-                (find(kind, &["nginx"], packages)?, arguments.to_vec())
+                (find(kind.name(), &["nginx"], packages)?, arguments.to_vec())
             }
         };
-        let log = File::create(dir.join(format!("{}.log", kind.name())))?;
-        // The parent's death must reach the child even when this process is killed.
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "TERM"])
-            .arg(&program)
-            .args(arguments)
-            .env("RUST_LOG", "warn")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .map_err(|error| format!("cannot start setpriv (package util-linux): {error}"))?;
-        Ok(Self { kind, ports, child })
+        let program = Program::start(kind.name(), &program, arguments, dir)?;
+        Ok(Self { kind, ports, program })
     }
 
     /// Where a client connects to reach `service`.
@@ -116,63 +100,9 @@ impl Server {
         }
     }
 
-    /// An error, with what the program said, when it has ended by itself.
-    pub(crate) fn check_alive(&mut self, dir: &Path) -> Result<()> {
-        let Some(status) = self.child.try_wait()? else { return Ok(()) };
-        let log = std::fs::read_to_string(dir.join(format!("{}.log", self.kind.name())))?;
-        Err(format!("{} ended early ({status}):\n{log}", self.kind.name()).into())
+    pub(crate) fn check_alive(&mut self) -> Result<()> {
+        self.program.check_alive()
     }
-
-    pub(crate) fn memory(&self) -> Result<process::Memory> {
-        process::memory(self.child.id())
-    }
-
-    pub(crate) fn cpu_ms(&self) -> Result<f64> {
-        process::cpu_ms(self.child.id())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // nginx's workers outlive a master that is killed outright: ask first, then make sure.
-        let family = process::family(self.child.id()).unwrap_or_default();
-        signal(self.child.id(), Signal::SIGTERM);
-        for _ in 0..200 {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                break;
-            }
-            pause(10);
-        }
-        if matches!(self.child.try_wait(), Ok(None)) {
-            for pid in family {
-                signal(pid, Signal::SIGKILL);
-            }
-            if let Err(error) = self.child.wait() {
-                eprintln!("compare: {} is not gone: {error}", self.kind.name());
-            }
-        }
-    }
-}
-
-fn signal(pid: u32, signal: Signal) {
-    // Already gone is as good as ended.
-    if let Ok(pid) = i32::try_from(pid) {
-        kill(Pid::from_raw(pid), signal).ok();
-    }
-}
-
-/// The binary under test: `ADIT_BIN`, or the one of the `release` profile in the target directory
-/// this benchmark was built in.
-pub(crate) fn adit_binary() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("ADIT_BIN") {
-        return Ok(path.into());
-    }
-    let own = std::env::current_exe()?;
-    let path = own.ancestors().nth(3).unwrap_or(Path::new("target")).join("release/adit");
-    if path.exists() {
-        return Ok(path);
-    }
-    Err(format!("no {}: run `cargo build --release`, or set ADIT_BIN", path.display()).into())
 }
 
 fn adit_arguments(listen: SocketAddr, certificates: &Certificates) -> Vec<String> {
@@ -241,7 +171,7 @@ fn nginx_config(
     let load = if module.exists() {
         format!("load_module {};\n", module.display())
     } else if Path::new("/etc/debian_version").exists() {
-        return Err(missing(Kind::Nginx, "nginx-light libnginx-mod-stream").into());
+        return Err(missing(Kind::Nginx.name(), "nginx-light libnginx-mod-stream").into());
     } else {
         String::new()
     };
@@ -269,38 +199,4 @@ fn nginx_config(
     }
     text += "}\n";
     Ok(text)
-}
-
-fn find(kind: Kind, programs: &[&str], packages: &str) -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    // Debian keeps daemons outside an ordinary user's PATH.
-    let directories = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    let candidates = directories.flat_map(|dir| programs.iter().map(move |name| dir.join(name)));
-    candidates
-        .into_iter()
-        .find(|candidate| candidate.is_file())
-        .ok_or_else(|| missing(kind, packages).into())
-}
-
-fn missing(kind: Kind, packages: &str) -> String {
-    format!("{} is not installed: run `apt-get install -y {packages}`", kind.name())
-}
-
-/// A free port below those that the kernel gives to outgoing connections (32768 and up), where
-/// it stays free until the server binds it.
-fn free_port() -> Result<SocketAddr> {
-    static NEXT: AtomicU16 = AtomicU16::new(20_000);
-    loop {
-        let port = NEXT.fetch_add(1, Ordering::Relaxed);
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        match TcpListener::bind(address) {
-            Ok(_) => return Ok(address),
-            Err(error) if port >= 30_000 => return Err(error.into()),
-            Err(_) => {}
-        }
-    }
-}
-
-fn show(path: &Path) -> String {
-    path.display().to_string()
 }
