@@ -243,7 +243,7 @@ impl Session {
     }
 
     /// A datagram of the network for this session. `buffer` has room for one of the stream.
-    pub(super) fn arrived(&self, datagram: &[u8], buffer: &mut [u8]) {
+    pub fn arrived(&self, datagram: &[u8], buffer: &mut [u8]) {
         if !self.open.load(Ordering::Acquire) {
             let mut inbox = self.inbox();
             // Again, now that it cannot change any more.
