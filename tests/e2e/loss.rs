@@ -310,8 +310,8 @@ fn a_handshake_whose_datagrams_overtake_each_other_completes() {
             let (agent, echo) = (&agent, &echo);
             scope.spawn(move || {
                 let relay = Lossy::start(agent.address, move |direction, number, bytes: &[u8]| {
-                    match roll(seed, direction, number) % 6 {
-                        behind @ 1..4 if is_handshake(bytes) => {
+                    match roll(seed, direction, number) % 8 {
+                        behind @ 1..3 if is_handshake(bytes) => {
                             Action::Hold(usize::try_from(behind).unwrap())
                         }
                         _ => Action::Pass,

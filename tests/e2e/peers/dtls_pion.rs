@@ -300,6 +300,7 @@ fn our_client_reaches_a_pion_agent_whichever_datagram_of_the_handshake_is_lost()
                 let relay = Lossy::start(agent.address, lose_of_handshake(direction, number));
                 let client = loss::client(relay.address, &files.identity("client"));
                 let stream = client.udp("127.0.0.1", echo.port()).unwrap();
+                // pion 2 rests for a second at each part of a flight that it gets again.
                 stream.send(b"there all the same").unwrap();
                 assert_eq!(loss::receive(&stream), b"there all the same", "{direction:?} {number}");
             });
