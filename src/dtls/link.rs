@@ -6,7 +6,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::net::udp::{Route, UdpPort};
-use crate::wire::dtls::{Sealed, is_plausible};
+use crate::wire::dtls::{Sealed, is_plausible, whole_records};
 
 /// The datagrams of one peer. Neither reading nor writing ever waits.
 #[derive(Debug)]
@@ -95,7 +95,23 @@ impl Read for Link {
 }
 
 impl Write for Link {
-    fn write(&mut self, datagram: &[u8]) -> io::Result<usize> {
+    fn write(&mut self, records: &[u8]) -> io::Result<usize> {
+        let mut rest = records;
+        while !rest.is_empty() {
+            let (datagram, behind) = rest.split_at(whole_records(rest, HANDSHAKE_DATAGRAM));
+            self.send(datagram);
+            rest = behind;
+        }
+        Ok(records.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Link {
+    fn send(&mut self, datagram: &[u8]) {
         let sent = match &self.out {
             Out::Shared(port, route) => match route.get() {
                 Some(route) => port.send(datagram, &route),
@@ -111,10 +127,9 @@ impl Write for Link {
             self.unsent += 1;
             log::trace!("a datagram was not sent: {error}");
         }
-        Ok(datagram.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
+
+/// The most bytes of a datagram with several records, which only a handshake has: as existing
+/// peers have it, and below what the common tunnels leave of Ethernet's 1500.
+pub(super) const HANDSHAKE_DATAGRAM: usize = 1200;

@@ -50,6 +50,21 @@ pub fn client_hello(datagram: &[u8]) -> Option<&Random> {
     datagram.get(RANDOM_AT..)?.first_chunk()
 }
 
+/// How many of these bytes are whole records with at most `limit` bytes together; of a first one
+/// that is longer, its own. What is no record counts as one.
+pub fn whole_records(bytes: &[u8], limit: usize) -> usize {
+    let mut end = 0;
+    while let Some((header, _)) = bytes.get(end..).and_then(|rest| rest.split_first_chunk()) {
+        let [.., l1, l0]: [u8; RECORD_HEADER] = *header;
+        let next = end + RECORD_HEADER + usize::from(u16::from_be_bytes([l1, l0]));
+        if next > bytes.len() || (end > 0 && next > limit) {
+            break;
+        }
+        end = next;
+    }
+    if end == 0 { bytes.len() } else { end }
+}
+
 /// Bytes that a cipher suite adds to a record, and one that it protects: nothing genuine that is
 /// encrypted has fewer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +117,19 @@ mod tests {
         let mut bytes = vec![23, 0xfe, 0xfd, 0, epoch, 0, 0, 0, 0, 0, 1, 0, length];
         bytes.resize(RECORD_HEADER + usize::from(length), 0x55);
         bytes
+    }
+
+    #[test]
+    fn records_are_packed_whole_up_to_the_limit() {
+        let bytes = [record(0, 10), record(0, 20), record(1, 200), record(1, 5)].concat();
+        // 23, 33, 213 and 18 bytes.
+        for (limit, packed) in [(1, 23), (55, 23), (56, 56), (268, 56), (269, 269), (999, 287)] {
+            assert_eq!(whole_records(&bytes, limit), packed, "{limit}");
+        }
+        assert_eq!(whole_records(&bytes[56..], 100), 213, "one that is longer goes alone");
+        assert_eq!(whole_records(&bytes[..50], 100), 23, "and the rest after it");
+        assert_eq!(whole_records(&bytes[..20], 100), 20, "what is cut is not ours to judge");
+        assert_eq!(whole_records(&[], 100), 0);
     }
 
     #[test]
