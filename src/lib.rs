@@ -86,8 +86,8 @@
 //!
 //! **Stopping.** A signal raises a [`lifecycle::Stop`]. The acceptor sees it in its poll and
 //! returns; connections that carry no stream end, and so do UDP sessions, whose clients are told;
-//! TCP streams go on until the drain time is over or a second signal comes. The rest is cut: their sockets are aborted, which wakes their threads, and
-//! [`agent::Summary`] names them.
+//! TCP streams go on until the drain time is over or a second signal comes. The rest is cut: their
+//! sockets are aborted, which wakes their threads, and [`agent::Summary`] names them.
 //!
 //! # One TLS connection, two threads
 //!
@@ -105,9 +105,10 @@
 //! # What a stranger can use
 //!
 //! Silent connections: a descriptor each, 1024 of them. Handshakes: [`agent::Limits::handshakes`],
-//! a quarter for one source. Over UDP the bytes of an answer that is shorter than its question,
-//! and nothing else before the cookie; then the same number of handshakes. Log lines: a [`lifecycle::Flood`] for each kind. A thread only after
-//! the first byte, and a destination only after a verified certificate.
+//! a quarter for one source. Over UDP the bytes of an answer that is shorter than its question, and
+//! nothing else before the cookie; then the same number of handshakes. Log lines: a
+//! [`lifecycle::Flood`] for each kind. A thread only after the first byte, and a destination only
+//! after a verified certificate.
 
 pub mod agent;
 pub mod cli;
