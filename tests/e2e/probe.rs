@@ -182,11 +182,13 @@ fn a_server_that_does_not_speak_tls_is_named_as_such() {
 
 #[test]
 fn a_silent_agent_is_given_up_at_the_timeout() {
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = TcpListener::bind((destinations::unused().ip(), 0)).unwrap();
     let address = silent.local_addr().unwrap();
-    let ran = probe(address, &Pki::new().files(), &["--timeout", "1s"]);
+    let _silent_too = UdpSocket::bind(address).unwrap();
+    let ran = probe(address, &Pki::new().files(), &["--timeout", "1s", "--udp"]);
     assert_eq!(ran.code, Some(1));
-    assert!(ran.err.contains("TLS handshake timed out after 1s"), "{ran:?}");
+    assert!(ran.err.contains("TLS handshake timed out after 1s; UDP: "), "{ran:?}");
+    assert!(ran.err.contains("DTLS handshake timed out after 1s; does it carry UDP"), "{ran:?}");
 }
 
 #[test]
