@@ -18,6 +18,7 @@ mod support;
 mod addresses;
 mod api;
 mod connect;
+mod connect_udp;
 mod demo;
 mod duplex;
 mod exhaustion;

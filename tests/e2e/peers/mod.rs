@@ -7,6 +7,7 @@ mod dtls_openssl;
 mod dtls_pion;
 mod gnutls;
 mod go;
+mod mappings;
 mod openssl;
 mod ssh;
 mod transfers;
