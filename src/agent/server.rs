@@ -94,9 +94,9 @@ impl Agent {
             .accept(stop);
         let time = humantime::format_duration(drain);
         match running.drain() {
-            0 => log::info!("stopping: no stream runs"),
-            1 => log::info!("stopping: 1 stream has {time} to end"),
-            streams => log::info!("stopping: {streams} streams have {time} to end"),
+            0 => log::info!("stopping: no TCP stream runs"),
+            1 => log::info!("stopping: 1 TCP stream has {time} to end"),
+            streams => log::info!("stopping: {streams} TCP streams have {time} to end"),
         }
         wait_either(&empty, at_once, drain);
         let cut = running.cut();

@@ -369,7 +369,8 @@ fn five_thousand_silent_connections_cost_no_thread_and_no_stream_notices() {
     // Five lines of each of three kinds in ten seconds.
     let windows = started.elapsed().as_secs() as usize / 10 + 2;
     assert!(refused <= 15 * windows, "{refused} lines in {windows} windows");
-    until("threads are back", || agent.threads() <= 3);
+    // Of a process without connections: three, and two for UDP.
+    until("threads are back", || agent.threads() <= 5);
     agent.ends_well();
 }
 
@@ -393,7 +394,8 @@ fn a_flood_of_handshakes_that_fail_leaves_memory_where_it_was() {
     let before = agent.resident();
     let ratio = undisturbed_by(&agent, &pki, || fail(300));
     println!("bulk during failing handshakes: {ratio:.2} of undisturbed");
-    until("threads are back", || agent.threads() <= 3);
+    // Of a process without connections: three, and two for UDP.
+    until("threads are back", || agent.threads() <= 5);
     let after = agent.resident();
     println!("resident before {before} KiB, after {after} KiB");
     assert!(after < before + 8 * 1024, "{before} KiB before, {after} KiB after");

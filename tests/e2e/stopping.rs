@@ -36,7 +36,7 @@ fn a_running_stream_drains_to_its_end_and_no_new_one_begins() {
         let (files, mut agent, stream) = busy(&["--drain", "1h"]);
         agent.signal(signal);
         closed(&agent);
-        agent.wait_for("INFO  stopping: 1 stream has 1h to end");
+        agent.wait_for("INFO  stopping: 1 TCP stream has 1h to end");
         assert!(agent.client(&files).probe().is_err());
         let (mut source, mut sink) = stream.split().unwrap();
         std::thread::scope(|scope| {
@@ -93,7 +93,7 @@ fn an_idle_agent_ends_without_waiting() {
     let mut agent = AgentProcess::start(&files, &["--drain", "1h"]);
     agent.signal("SIGTERM");
     assert_eq!(agent.wait().code(), Some(0));
-    agent.wait_for("INFO  stopping: no stream runs");
+    agent.wait_for("INFO  stopping: no TCP stream runs");
 }
 
 #[test]
