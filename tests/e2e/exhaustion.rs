@@ -185,6 +185,8 @@ fn without_threads_new_connections_are_refused_and_streams_go_on() {
     let pki = Pki::new();
     let agent = threads_limited(&pki.files(), 12, &[]);
     let echo = destinations::echo();
+    // It says that it listens before its threads for UDP run.
+    until("it serves", || agent.threads() == 4);
     let before = agent.threads();
     let mut streams = streams_until_refused(&agent, &pki, echo);
     assert!(!streams.is_empty());
