@@ -1,7 +1,7 @@
 //! adit: reach any TCP or UDP service of a small box through one mutually authenticated port.
 //!
 //! This page is the map of the house. What the program does for its users is in the README and the
-//! manual pages; this version carries TCP.
+//! manual pages.
 //!
 //! # Rooms, by floor
 //!
@@ -16,18 +16,19 @@
 //!      accept, ALPN, rules,    dial through an agent,
 //!      streams, HTTP API       probe, what is it?
 //!      └───────────┬───────────┘
-//!      ┌───────────┼───────────┐
-//!  3   relay       tls ──────→ http
-//!      two-way     one TLS     requests and answers
-//!      copy with   connection  over any connection
-//!      half-close  as halves   (tls implements it)
-//!      └───────────┼───────────┘
+//!      ┌───────────┼───────────┬────────────────────────┐
+//!  3   relay       tls ──────→ http                     dtls
+//!      two-way     one TLS     requests and answers     sessions of
+//!      copy with   connection  over any connection      datagrams, many
+//!      half-close  as halves   (tls implements it)      on one socket
+//!      └───────────┼───────────┴────────────────────────┘
 //!      ┌───────────┴───────────┐
 //!  2   net                     pki
 //!      dial, listen, options,  identities, authorities,
-//!      halves of a socket      bundles, names
+//!      halves of a socket,     bundles, names
+//!      sockets for datagrams
 //!      └───────────┬───────────┘
-//!  1   wire                    pure codecs: the stream header
+//!  1   wire                    pure codecs: the stream header, what a DTLS record shows
 //!                  │
 //!  0   lifecycle               stop, threads, clock, slots, floods
 //! ```
@@ -36,13 +37,14 @@
 //! |---|---|---|
 //! | 5 | [`cli`] | [`cli::main`], [`cli::Exit`] |
 //! | 4 | [`agent`] | [`agent::Agent`], [`agent::Services`], [`agent::Limits`], [`agent::policy::Policy`], [`agent::api::Api`], [`agent::health::Health`] |
-//! | 4 | [`client`] | [`client::Client`], [`client::Probe`], [`client::Info`] |
+//! | 4 | [`client`] | [`client::Client`], [`client::UdpStream`], [`client::Probe`], [`client::Info`], [`client::Capabilities`] |
 //! | 3 | [`relay`] | [`relay::Relay`], [`relay::Report`] |
 //! | 3 | [`http`] | [`http::serve`], [`http::Request`], [`http::Response`], [`http::Connection`] |
 //! | 3 | [`tls`] | [`tls::accept`], [`tls::connect`], [`tls::TlsStream`] |
-//! | 2 | [`net`] | [`net::dial()`], [`net::Conn`], [`net::Source`], [`net::Sink`], [`net::ListenAddr`] |
+//! | 3 | [`dtls`] | [`dtls::Listener`], [`dtls::Session`], [`dtls::Consumer`], [`dtls::connect`], [`dtls::ClientSession`] |
+//! | 2 | [`net`] | [`net::dial()`], [`net::Conn`], [`net::Source`], [`net::Sink`], [`net::ListenAddr`], [`net::udp`] |
 //! | 2 | [`pki`] | [`pki::Identity`], [`pki::Authority`], [`pki::NameRules`], [`pki::provider`] |
-//! | 1 | [`wire`] | [`wire::header`] |
+//! | 1 | [`wire`] | [`wire::header`], [`wire::dtls`] |
 //! | 0 | [`lifecycle`] | [`lifecycle::Stop`], [`lifecycle::Deadline`], [`lifecycle::Slots`], [`lifecycle::Flood`], [`lifecycle::threads`] |
 //!
 //! `agent` and `client` do not know each other. Nothing below floor 5 reads flags, environment or
@@ -61,19 +63,31 @@
 //! a handshake. The slots are free when the last of them is done; a thread without work waits half
 //! a second for more.
 //!
+//! **Datagrams through the agent.** Each UDP socket has one thread that receives (`udp-0`, a
+//! [`dtls::Listener`]). A datagram of an address with a session goes to that. A ClientHello from
+//! elsewhere is answered with a cookie, which costs nothing that stays; who brings the cookie back
+//! gets a [`dtls::Session`], its slots and a thread (`agent-8`): handshake under a deadline, the
+//! header in a datagram of its own, the rules, a connected socket of the destination. From then on
+//! what the client sends is decrypted and passed on by the thread that receives, which never waits
+//! for it; another thread (`agent-8-udp`) carries what the destination sends. `udp-janitor` ends
+//! the sessions through which nothing passes.
+//!
 //! **A call of the HTTP API.** The same until ALPN, which says `http/1.1` or nothing: then
 //! [`http::serve`] answers on that thread, with [`agent::api::Api::answer`].
 //!
 //! **A probe.** The client sends a header with [`wire::header::FLAG_PROBE`] and waits for the
 //! agent's close: under TLS 1.3 a refused certificate shows no earlier. Nothing is dialled.
+//! [`client::Client::capabilities`] asks the API first and then probes both transports at once.
 //!
 //! **`adit connect`.** [`client::Client::open`] dials the agent and sends the header; the two
-//! halves of the stream are piped to standard input and output by a thread each.
+//! halves of the stream are piped to standard input and output by a thread each. With `--udp` it is
+//! [`client::Client::udp`], a codec tells datagrams apart in what the two threads read and write,
+//! and the main thread watches for a silence after the end of input.
 //!
 //! **Stopping.** A signal raises a [`lifecycle::Stop`]. The acceptor sees it in its poll and
-//! returns; connections that carry no stream end; streams go on until the drain time is over or a
-//! second signal comes. The rest is cut: their sockets are aborted, which wakes their threads, and
-//! [`agent::Summary`] names them.
+//! returns; connections that carry no stream end, and so do UDP sessions, whose clients are told;
+//! TCP streams go on until the drain time is over or a second signal comes. The rest is cut: their
+//! sockets are aborted, which wakes their threads, and [`agent::Summary`] names them.
 //!
 //! # One TLS connection, two threads
 //!
@@ -82,11 +96,19 @@
 //! encrypt and sends with a lock of its own. Records that reading produces (alerts, key updates)
 //! leave through the writer's path, in order.
 //!
+//! # One DTLS session, two threads
+//!
+//! A [`dtls::Session`] locks OpenSSL's state for a datagram at a time, in or out, and never while
+//! it waits. The thread that receives for all sessions only ever finds the lock taken by one that
+//! encrypts a datagram and sends it without waiting.
+//!
 //! # What a stranger can use
 //!
 //! Silent connections: a descriptor each, 1024 of them. Handshakes: [`agent::Limits::handshakes`],
-//! a quarter for one source. Log lines: a [`lifecycle::Flood`] for each kind. A thread only after
-//! the first byte, and a destination only after a verified certificate.
+//! a quarter for one source. Over UDP the bytes of an answer that is shorter than its question, and
+//! nothing else before the cookie; then the same number of handshakes. Log lines: a
+//! [`lifecycle::Flood`] for each kind. A thread only after the first byte, and a destination only
+//! after a verified certificate.
 
 pub mod agent;
 pub mod cli;

@@ -20,6 +20,7 @@ mod running;
 mod server;
 mod sources;
 mod udp;
+mod wake;
 mod words;
 
 use std::sync::Arc;

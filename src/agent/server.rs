@@ -1,11 +1,9 @@
 //! The acceptor: one thread that polls listeners, lobby and the stop flag.
 
-use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -20,6 +18,7 @@ use super::lobby::{Lobby, Waiting};
 use super::running::{Ids, Running};
 use super::sources::Sources;
 use super::udp::Datagrams;
+use super::wake::Wake;
 use crate::dtls::ServerContext;
 use crate::lifecycle::threads::Group;
 use crate::lifecycle::{Backoff, Flood, Slots, Stop, clock};
@@ -73,6 +72,11 @@ impl Agent {
         self.listeners.iter().map(TcpListener::local_addr).collect()
     }
 
+    /// The same of its UDP sockets, each address once.
+    pub fn udp_addrs(&self) -> Vec<SocketAddr> {
+        self.datagrams.as_ref().map(Datagrams::local_addrs).unwrap_or_default()
+    }
+
     /// Serves until `stop` is raised, lets running streams finish until the drain time is over or
     /// `at_once` is raised, and cuts the rest. Blocks meanwhile.
     pub fn run(self, stop: &Stop, at_once: &Stop) -> Summary {
@@ -121,39 +125,6 @@ const REAP_AT_ONCE: Duration = Duration::from_millis(100);
 struct Threads {
     handshakes: Group,
     relays: Group,
-}
-
-/// Wakes the acceptor when a place it waits for is free.
-pub(super) struct Wake {
-    event: EventFd,
-    wanted: AtomicBool,
-}
-
-impl Wake {
-    fn new() -> io::Result<Self> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        Ok(Self { event: EventFd::from_flags(flags)?, wanted: AtomicBool::new(false) })
-    }
-
-    /// A place is free.
-    pub(super) fn wake(&self) {
-        if self.wanted.swap(false, Ordering::AcqRel)
-            && let Err(error) = self.event.write(1)
-        {
-            log::error!("cannot wake the acceptor: {error}");
-        }
-    }
-
-    fn clear(&self) {
-        // An error says that it was not signalled, which is just as well.
-        _ = self.event.read();
-    }
-}
-
-impl fmt::Debug for Wake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Wake")
-    }
 }
 
 struct Acceptor {
@@ -281,7 +252,7 @@ impl Acceptor {
         let now = clock::now();
         let paused = self.not_before.is_some_and(|moment| moment > now);
         let listeners: &[TcpListener] = if paused { &[] } else { &self.listeners };
-        let watched = [stop.as_fd(), self.wake.event.as_fd()]
+        let watched = [stop.as_fd(), self.wake.as_fd()]
             .into_iter()
             .chain(listeners.iter().map(AsFd::as_fd))
             .chain(self.lobby.silent().map(|w| w.socket.as_fd()));
@@ -352,7 +323,7 @@ impl Acceptor {
 
     /// Gives every connection that has spoken and has a place a thread.
     fn admit(&mut self) {
-        self.wake.wanted.store(true, Ordering::Release);
+        self.wake.want(true);
         let places = &self.places;
         let admitted = self.lobby.admit(|ip| {
             let handshakes_of_source = places.handshakes_per_source.take(ip).ok_or(true)?;
@@ -360,7 +331,7 @@ impl Acceptor {
             Ok((handshake, handshakes_of_source))
         });
         if !self.lobby.has_ready() {
-            self.wake.wanted.store(false, Ordering::Release);
+            self.wake.want(false);
         }
         for (waiting, handshake) in admitted {
             if is_gone(&waiting.socket) {

@@ -78,6 +78,14 @@ impl Datagrams {
         Self { listeners: listeners.collect() }
     }
 
+    /// Where it listens, each address once.
+    pub(super) fn local_addrs(&self) -> Vec<SocketAddr> {
+        let mut addresses: Vec<_> =
+            self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+        addresses.dedup();
+        addresses
+    }
+
     /// Starts to serve, until `stop` is raised.
     pub(super) fn start(
         self,
@@ -328,24 +336,19 @@ fn read_header(
         let size = session.recv(&mut buffer, deadline).map_err(|error| error.to_string())?;
         let Some(size) = size else { return Ok(None) };
         let datagram = buffer.get(..size).unwrap_or_default();
-        let header = if let Ok(current) = datagram.try_into() {
-            header::decode(current)
-        } else if let Ok(legacy) = datagram.try_into() {
-            header::decode_legacy(legacy)
-        } else if early.len() < EARLY {
-            early.push(datagram.into());
-            continue;
-        } else {
+        if let Some(header) = header::decode_datagram(datagram) {
+            let request = header.and_then(|header| header.request());
+            return request.map(Some).map_err(|error| error.to_string());
+        }
+        if early.len() == EARLY {
             return Err(format!(
-                "{EARLY} datagrams came and none has the {} or {} bytes of a header",
+                "{} datagrams came and none has the {} or {} bytes of a header",
+                EARLY + 1,
                 header::LEN,
                 header::LEGACY_LEN
             ));
-        };
-        return header
-            .and_then(|header| header.request())
-            .map(Some)
-            .map_err(|error| error.to_string());
+        }
+        early.push(datagram.into());
     }
 }
 

@@ -109,7 +109,7 @@ pub struct AgentCommand {
     #[argh(option, from_str_fn(duration), arg_name = "time")]
     half_close_timeout: Option<Duration>,
 
-    /// how long running streams may go on after a signal to stop (default: 10s)
+    /// how long running TCP streams may go on after a signal to stop (default: 10s)
     #[argh(option, from_str_fn(duration), arg_name = "time")]
     drain: Option<Duration>,
 
@@ -117,8 +117,8 @@ pub struct AgentCommand {
     #[argh(option, arg_name = "name")]
     runtime: Option<String>,
 
-    /// let everyone in, without a certificate: anyone who reaches the port reaches what the agent
-    /// reaches
+    /// let everyone in over TCP, without a certificate: anyone who reaches the port reaches what
+    /// the agent reaches
     #[argh(switch)]
     skip_client_cert_check: bool,
 
@@ -154,6 +154,9 @@ pub fn run(command: AgentCommand) -> Result<(), Exit> {
     let agent = bind(&config)?;
     for address in agent.local_addrs().unwrap_or_default() {
         log::info!("listening on {address}");
+    }
+    for address in agent.udp_addrs() {
+        log::info!("listening on UDP {address}");
     }
     log::info!(
         "agent {:?} {} with {}",

@@ -1,7 +1,9 @@
 //! `adit demo`: the main job on one machine, checked and measured.
 
 mod checks;
+mod datagrams;
 mod destinations;
+mod dns;
 mod stage;
 
 use std::path::Path;
@@ -103,6 +105,8 @@ fn introduction(stage: &Stage) -> String {
          {:<14} {}\n\
          {:<14} {}\n\
          {:<14} {}\n\
+         {:<14} {} (UDP)\n\
+         {:<14} {} (UDP)\n\
          {:<14} {}\n",
         env!("CARGO_PKG_VERSION"),
         tls::provider::name(),
@@ -112,6 +116,10 @@ fn introduction(stage: &Stage) -> String {
         stage.destinations.page,
         "echo service",
         stage.destinations.echo,
+        "echo service",
+        stage.destinations.udp_echo,
+        "name server",
+        stage.destinations.dns,
         "certificates",
         stage.dir().display(),
     )
@@ -121,8 +129,10 @@ fn introduction(stage: &Stage) -> String {
 fn next(stage: &Stage) -> String {
     let adit = std::env::current_exe().map_or_else(|_| "adit".to_owned(), |path| quoted(&path));
     let file = |name: &str| quoted(&stage.dir().join(name));
+    let destinations = &stage.destinations;
     let (zip, agent, page, echo) =
-        (file("client.zip"), stage.agent, stage.destinations.page, stage.destinations.echo);
+        (file("client.zip"), stage.agent, destinations.page, destinations.echo);
+    let udp_echo = destinations.udp_echo;
     let port = agent.port();
     format!(
         "\n\
@@ -141,6 +151,10 @@ fn next(stage: &Stage) -> String {
          # What you type comes back (Ctrl-D ends it)\n\
          {adit} connect --agent {agent} \\\n    \
              --zip {zip} {echo}\n\
+         \n\
+         # Each line comes back as a datagram\n\
+         {adit} connect --udp --agent {agent} \\\n    \
+             --zip {zip} {udp_echo}\n\
          \n\
          # The agent's HTTP API, on the same port\n\
          curl --cacert {ca} \\\n    \

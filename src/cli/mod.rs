@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use argh::{EarlyExit, FromArgs};
 
-/// Reach any TCP service of a small box through one mutually authenticated port.
+/// Reach any TCP or UDP service of a small box through one mutually authenticated port.
 #[derive(FromArgs, Debug)]
 struct Adit {
     /// print the version and exit
@@ -183,8 +183,15 @@ fn start_logging(quiet: bool, verbose: u8) -> Result<(), Exit> {
 
 /// A duration on the command line: `10s`, `1m 30s`, `500ms`; not zero.
 fn duration(text: &str) -> Result<Duration, String> {
+    match duration_or_none(text)? {
+        Duration::ZERO => Err("must be longer than 0".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+/// The same, or 0.
+fn duration_or_none(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
-        Ok(duration) if duration.is_zero() => Err("must be longer than 0".to_owned()),
         Ok(duration) if duration > LONGEST => Err("must not be longer than a year".to_owned()),
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error} (durations are written 10s, 1m 30s, 500ms)")),

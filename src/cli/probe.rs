@@ -1,6 +1,6 @@
 //! `adit probe`.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::identity::{self, IdentityFlags};
 use super::{Exit, duration, environment, print, printable, start_logging};
-use crate::client::{Client, Info, Probe, Timeouts};
+use crate::client::{Capabilities, Client, Info, Probe, Timeouts};
 use crate::lifecycle::clock;
 use crate::pki::Purpose;
 use crate::tls;
@@ -42,6 +42,10 @@ pub struct ProbeCommand {
     #[argh(option, from_str_fn(duration), arg_name = "time")]
     timeout: Option<Duration>,
 
+    /// UDP must work too
+    #[argh(switch)]
+    udp: bool,
+
     /// print one JSON object instead of text
     #[argh(switch)]
     json: bool,
@@ -65,6 +69,7 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     info_error: Option<String>,
     tcp: Transport,
+    udp: Transport,
 }
 
 #[derive(Debug, Serialize)]
@@ -77,7 +82,28 @@ struct Transport {
     error: Option<String>,
 }
 
-/// Runs `adit probe`. Fails when TCP streams do not work.
+impl Transport {
+    fn of<E: fmt::Display>(probe: Result<Probe, E>) -> Self {
+        match probe {
+            Ok(Probe { connect, handshake, answer }) => Self {
+                works: true,
+                connect: Some(nanoseconds(connect)),
+                handshake: Some(nanoseconds(handshake)),
+                answer: Some(nanoseconds(answer)),
+                error: None,
+            },
+            Err(error) => Self {
+                works: false,
+                connect: None,
+                handshake: None,
+                answer: None,
+                error: Some(error.to_string()),
+            },
+        }
+    }
+}
+
+/// Runs `adit probe`. Fails when TCP streams do not work, or UDP where it must.
 pub fn run(command: ProbeCommand) -> Result<(), Exit> {
     start_logging(false, command.verbose)?;
     let usage = |error: &dyn std::fmt::Display| Exit::Usage(error.to_string());
@@ -100,41 +126,31 @@ pub fn run(command: ProbeCommand) -> Result<(), Exit> {
     } else {
         text(&report)
     })?;
-    match report.tcp.error {
-        None => Ok(()),
-        Some(error) => Err(Exit::Failed(format!("{}: {error}", report.agent))),
+    let udp = report.udp.error.filter(|_| command.udp).map(|error| format!("UDP: {error}"));
+    let errors: Vec<_> = [report.tcp.error, udp].into_iter().flatten().collect();
+    if errors.is_empty() {
+        return Ok(());
     }
+    Err(Exit::Failed(format!("{}: {}", report.agent, errors.join("; "))))
 }
 
 fn examine(client: &Client) -> Report {
-    let (tcp, reached) = match client.probe() {
-        Ok(Probe { connect, handshake, answer }) => {
-            let transport = Transport {
-                works: true,
-                connect: Some(nanoseconds(connect)),
-                handshake: Some(nanoseconds(handshake)),
-                answer: Some(nanoseconds(answer)),
-                error: None,
-            };
-            (transport, true)
-        }
-        Err(error) => {
-            let reached = error.reached_agent();
-            let error = Some(error.to_string());
-            let none = None;
-            let transport =
-                Transport { works: false, connect: none, handshake: none, answer: none, error };
-            (transport, reached)
-        }
-    };
-    // An agent that cannot be reached for one is not for the other: do not wait twice.
-    let (info, info_error) = match reached.then(|| client.info()) {
+    let Capabilities { info, tcp, udp } = client.capabilities();
+    let tcp = Transport::of(tcp);
+    let (info, info_error) = match info {
         Some(Ok(info)) => (Some(info), None),
         Some(Err(error)) => (None, Some(error.to_string())),
         None => (None, None),
     };
-    Report { agent: client.address(), healthy: tcp.works, info, info_error, tcp }
+    let udp = match udp {
+        Some(probe) => Transport::of(probe),
+        None => Transport::of(Err(NOT_OFFERED)),
+    };
+    Report { agent: client.address(), healthy: tcp.works, info, info_error, tcp, udp }
 }
+
+/// What is wrong with UDP where the agent says that it carries none.
+const NOT_OFFERED: &str = "not offered";
 
 fn text(report: &Report) -> String {
     let mut text = format!("agent     {}\n", report.agent);
@@ -155,29 +171,25 @@ fn text(report: &Report) -> String {
     if let Some(error) = &report.info_error {
         row("API", error);
     }
-    match &report.tcp {
-        Transport {
-            connect: Some(connect),
-            handshake: Some(handshake),
-            answer: Some(answer),
-            ..
-        } => {
-            let [connect, handshake, answer] =
-                [connect, handshake, answer].map(|n| milliseconds(*n));
-            row(
-                "TCP",
-                &format!("works (connect {connect}, handshake {handshake}, answer {answer})"),
-            );
-        }
-        _ => row("TCP", "does not work"),
-    }
-    match report.info.as_ref().and_then(|info| info.supports_udp_stream) {
-        Some(true) => row("UDP", "offered, not tried"),
-        Some(false) => row("UDP", "not offered"),
-        None => {}
-    }
+    row("TCP", &verdict(&report.tcp, false));
+    row("UDP", &verdict(&report.udp, true));
     text.truncate(text.trim_end().len());
     text
+}
+
+/// Whether it works and how fast; `why` it does not, where nothing else says it.
+fn verdict(transport: &Transport, why: bool) -> String {
+    let Transport { connect, handshake, answer, error, .. } = transport;
+    match (connect, handshake, answer, error) {
+        (Some(connect), Some(handshake), Some(answer), _) => {
+            let [connect, handshake, answer] =
+                [connect, handshake, answer].map(|n| milliseconds(*n));
+            format!("works (connect {connect}, handshake {handshake}, answer {answer})")
+        }
+        (.., Some(error)) if error == NOT_OFFERED => NOT_OFFERED.to_owned(),
+        (.., Some(error)) if why => format!("does not work: {error}"),
+        _ => "does not work".to_owned(),
+    }
 }
 
 fn nanoseconds(time: Duration) -> u64 {

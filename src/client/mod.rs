@@ -1,5 +1,6 @@
 //! Floor 4: the near end. Reaches destinations through an agent, and asks agents what they are.
 
+mod capabilities;
 mod info;
 mod udp;
 
@@ -12,6 +13,7 @@ use rustls::ClientConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
 
+pub use capabilities::Capabilities;
 pub use info::{Info, InfoError};
 pub use udp::{UdpError, UdpStream};
 

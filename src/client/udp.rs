@@ -130,8 +130,11 @@ impl Client {
         let mut failed = None;
         for (address, left) in addresses.iter().zip((1..=addresses.len()).rev()) {
             let Ok(time) = whole.remaining() else { break };
-            let share = u32::try_from(left).map_or(time, |left| time / left);
-            let deadline = Deadline::after("DTLS handshake", share);
+            // The last one has what is left, and the limit as it was given in its error.
+            let deadline = match u32::try_from(left) {
+                Ok(left @ 2..) => Deadline::after("DTLS handshake", time / left),
+                _ => whole,
+            };
             match dtls::connect(*address, context, &deadline) {
                 Ok(session) => {
                     let done = clock::now();

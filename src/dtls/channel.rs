@@ -47,7 +47,11 @@ impl Channel {
             stream.get_mut().push(datagram);
         }
         match stream.do_handshake() {
-            Ok(()) if stream.ssl().extms_support() == Some(true) => Ok(true),
+            Ok(()) if stream.ssl().extms_support() == Some(true) => {
+                let cipher = stream.ssl().current_cipher().map_or("none", |cipher| cipher.name());
+                stream.get_mut().agreed(cipher);
+                Ok(true)
+            }
             Ok(()) => {
                 end(&mut stream);
                 Err(HandshakeError::NoExtendedMasterSecret)

@@ -176,6 +176,8 @@ impl ClientSession {
 
     fn take(&self, wire: &mut [u8]) -> io::Result<Option<usize>> {
         match self.socket.recv(wire) {
+            // Empty, which OpenSSL would take for the end of everything; or we were woken.
+            Ok(0) => Ok(None),
             Ok(size) => Ok(Some(size)),
             Err(error)
                 if matches!(

@@ -9,8 +9,8 @@ use openssl::error::ErrorStack;
 use openssl::ex_data::Index;
 use openssl::pkey::{PKey, Private};
 use openssl::ssl::{
-    Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslSessionCacheMode,
-    SslVerifyMode, SslVersion,
+    ClientHelloResponse, Ssl, SslAlert, SslContext, SslContextBuilder, SslMethod, SslMode,
+    SslOptions, SslSessionCacheMode, SslVerifyMode, SslVersion,
 };
 use openssl::stack::Stack;
 use openssl::x509::X509;
@@ -19,8 +19,8 @@ use openssl::x509::verify::{X509CheckFlags, X509VerifyFlags};
 use rustls_pki_types::CertificateDer;
 
 use super::cookie::Cookies;
-use super::ffi::{certificate_rejected, retransmit_soon};
-use super::link::PeerRoute;
+use super::ffi::{certificate_rejected, client_hello_has, retransmit_soon};
+use super::link::{HANDSHAKE_DATAGRAM, PeerRoute};
 use crate::lifecycle::clock;
 use crate::pki::{Identity, NameRules, Names, provider};
 
@@ -28,6 +28,7 @@ use crate::pki::{Identity, NameRules, Names, provider};
 #[derive(Clone)]
 pub struct ServerContext {
     ssl: SslContext,
+    mtu: u32,
     peer: Index<Ssl, PeerRoute>,
 }
 
@@ -35,6 +36,7 @@ pub struct ServerContext {
 #[derive(Clone)]
 pub struct ClientContext {
     ssl: SslContext,
+    mtu: u32,
     server_name: String,
 }
 
@@ -80,6 +82,14 @@ impl ServerContext {
                 allowed
             },
         );
+        builder.set_client_hello_callback(|ssl, alert| {
+            if client_hello_has(ssl, EXTENDED_MASTER_SECRET) {
+                return Ok(ClientHelloResponse::SUCCESS);
+            }
+            // RFC 7627, section 5.3: whoever does without is refused with this alert.
+            *alert = SslAlert::HANDSHAKE_FAILURE;
+            Err(ErrorStack::get())
+        });
         let peer = Ssl::new_ex_index::<PeerRoute>().map_err(fail)?;
         let make = Arc::new(Cookies::new(clock::now()).map_err(fail)?);
         let check = make.clone();
@@ -95,17 +105,20 @@ impl ServerContext {
                 address(ssl.ex_data(peer)).map(|peer| check.holds(cookie, peer, clock::now()));
             matches!(held, Some(Ok(true)))
         });
-        Ok(Self { ssl: builder.build(), peer })
+        Ok(Self { ssl: builder.build(), mtu: handshake_mtu(identity), peer })
     }
 
     /// A session that has not begun, with a peer that may change until it does.
     pub(super) fn session(&self, peer: PeerRoute) -> Result<Ssl, ErrorStack> {
-        let mut ssl = session(&self.ssl)?;
+        let mut ssl = session(&self.ssl, self.mtu)?;
         ssl.set_ex_data(self.peer, peer);
         ssl.set_accept_state();
         Ok(ssl)
     }
 }
+
+/// The extension by which a client offers it (RFC 7627, section 6).
+const EXTENDED_MASTER_SECRET: u16 = 23;
 
 fn address(route: Option<&PeerRoute>) -> Option<SocketAddr> {
     route.and_then(PeerRoute::peer)
@@ -117,11 +130,12 @@ impl ClientContext {
     pub fn new(identity: &Identity, server_name: &str) -> Result<Self, ContextError> {
         let mut builder = builder(SslMethod::dtls_client(), identity)?;
         builder.set_verify(SslVerifyMode::PEER);
-        Ok(Self { ssl: builder.build(), server_name: server_name.to_owned() })
+        let (ssl, mtu) = (builder.build(), handshake_mtu(identity));
+        Ok(Self { ssl, mtu, server_name: server_name.to_owned() })
     }
 
     pub(super) fn session(&self) -> Result<Ssl, ErrorStack> {
-        let mut ssl = session(&self.ssl)?;
+        let mut ssl = session(&self.ssl, self.mtu)?;
         let name = &self.server_name;
         if let Ok(address) = name.parse::<IpAddr>() {
             ssl.param_mut().set_ip(address)?;
@@ -135,9 +149,9 @@ impl ClientContext {
     }
 }
 
-fn session(context: &SslContext) -> Result<Ssl, ErrorStack> {
+fn session(context: &SslContext, mtu: u32) -> Result<Ssl, ErrorStack> {
     let mut ssl = Ssl::new(context)?;
-    ssl.set_mtu(HANDSHAKE_MTU)?;
+    ssl.set_mtu(mtu)?;
     retransmit_soon(&mut ssl);
     Ok(ssl)
 }
@@ -209,9 +223,29 @@ const STRONGER: &str = "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA38
 /// What existing peers offer (spec of their first message), in their order.
 const GROUPS: &str = "X25519:P-256:P-384";
 
-/// The most bytes of a handshake's datagram: as existing peers have it, and below what the common
-/// tunnels leave of Ethernet's 1500. Datagrams of a stream are not cut by it.
-const HANDSHAKE_MTU: u32 = 1200;
+/// What OpenSSL is told that a datagram of the handshake may have.
+///
+/// It fills datagrams and cuts the message that is at the end of one. When it sends a flight again,
+/// it cuts nothing. GoDoxy's peers (pion) keep the first part that they have got of a message and
+/// pass over the whole one, so when the other part is lost, they never agree. Where each message
+/// has room in a datagram of its own, OpenSSL is therefore given so much that it cuts none, and
+/// [`Link`](super::link::Link) makes datagrams of what it writes.
+fn handshake_mtu(identity: &Identity) -> u32 {
+    // Each with its length; and those of the message and the record.
+    let certificates: usize = identity.chain.iter().map(|der| 3 + der.len()).sum();
+    // More than their names.
+    let names: usize = identity.authorities.iter().map(|der| der.len()).sum();
+    let room = HANDSHAKE_DATAGRAM - MESSAGE_OVERHEAD;
+    if certificates.max(names) <= room { UNCUT } else { HANDSHAKE_DATAGRAM as u32 }
+}
+
+/// What a message of the handshake has around its certificates or names: headers of the record
+/// (13) and of the message (12), lengths and lists of algorithms.
+const MESSAGE_OVERHEAD: usize = 128;
+
+/// More than a flight of messages that are within [`HANDSHAKE_DATAGRAM`] has, and less than the
+/// 4096 bytes at which OpenSSL's own buffer is full.
+const UNCUT: u32 = 4000;
 
 impl fmt::Debug for ServerContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

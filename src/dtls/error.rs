@@ -34,6 +34,8 @@ mod reason {
 
     pub(super) const PEER_DID_NOT_RETURN_A_CERTIFICATE: c_int = 199;
     pub(super) const CERTIFICATE_VERIFY_FAILED: c_int = 134;
+    /// Of ours, the one for ClientHellos refuses in one case.
+    pub(super) const CALLBACK_FAILED: c_int = 234;
     /// Alerts that the peer sent: their number and this.
     pub(super) const ALERT: c_int = 1000;
 }
@@ -58,6 +60,7 @@ impl HandshakeError {
                 Some(stack) => match reason_of(stack) {
                     Some(reason::PEER_DID_NOT_RETURN_A_CERTIFICATE) => Self::NoCertificate,
                     Some(reason::CERTIFICATE_VERIFY_FAILED) => Self::Certificate(verdict),
+                    Some(reason::CALLBACK_FAILED) => Self::NoExtendedMasterSecret,
                     _ => Self::Dtls(stack.clone()),
                 },
                 None => Self::Closed,

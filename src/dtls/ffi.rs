@@ -97,6 +97,19 @@ pub(super) fn retransmit_soon(ssl: &mut SslRef) {
     unsafe { DTLS_set_timer_cb(ssl.as_ptr(), Some(retransmission)) }
 }
 
+/// Whether the ClientHello that is being looked at has this extension. To be asked in the callback
+/// for it; elsewhere there is none.
+pub(super) fn client_hello_has(ssl: &mut SslRef, extension: u16) -> bool {
+    let mut content = std::ptr::null();
+    let mut length = 0;
+    // SAFETY: the pointer is valid and borrowed mutably; the other two are written during the call
+    // only, and what they say is not used.
+    let found = unsafe {
+        sys::SSL_client_hello_get0_ext(ssl.as_ptr(), extension.into(), &mut content, &mut length)
+    };
+    found == 1
+}
+
 /// The verdict on a certificate that is in order and not wanted: the peer is told
 /// `bad_certificate`.
 pub(super) fn certificate_rejected() -> X509VerifyResult {

@@ -6,11 +6,14 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::net::udp::{Route, UdpPort};
+use crate::wire::dtls::{Sealed, is_plausible, whole_records};
 
 /// The datagrams of one peer. Neither reading nor writing ever waits.
 #[derive(Debug)]
 pub(super) struct Link {
     incoming: VecDeque<Box<[u8]>>,
+    /// What the peer's encrypted records have at least.
+    sealed: Sealed,
     out: Out,
     /// Datagrams that the system did not take, such as when its buffer was full. The protocol
     /// treats them like those that the network loses.
@@ -46,16 +49,28 @@ impl PeerRoute {
 
 impl Link {
     pub(super) fn shared(port: Arc<UdpPort>, route: PeerRoute) -> Self {
-        Self { incoming: VecDeque::new(), out: Out::Shared(port, route), unsent: 0 }
+        Self {
+            incoming: VecDeque::new(),
+            sealed: Sealed::Tag,
+            out: Out::Shared(port, route),
+            unsent: 0,
+        }
     }
 
     pub(super) fn own(socket: Arc<UdpSocket>) -> Self {
-        Self { incoming: VecDeque::new(), out: Out::Own(socket), unsent: 0 }
+        Self { incoming: VecDeque::new(), sealed: Sealed::Tag, out: Out::Own(socket), unsent: 0 }
     }
 
-    /// Adds a datagram that OpenSSL will read next.
+    /// The handshake is complete, with this cipher suite.
+    pub(super) fn agreed(&mut self, cipher: &str) {
+        self.sealed = if cipher.contains("GCM") { Sealed::NonceAndTag } else { Sealed::Tag };
+    }
+
+    /// Adds a datagram that OpenSSL will read next. Forgeries that would harm it are left out.
     pub(super) fn push(&mut self, datagram: Box<[u8]>) {
-        self.incoming.push_back(datagram);
+        if is_plausible(&datagram, self.sealed) {
+            self.incoming.push_back(datagram);
+        }
     }
 
     /// Forgets what was not read.
@@ -80,7 +95,23 @@ impl Read for Link {
 }
 
 impl Write for Link {
-    fn write(&mut self, datagram: &[u8]) -> io::Result<usize> {
+    fn write(&mut self, records: &[u8]) -> io::Result<usize> {
+        let mut rest = records;
+        while !rest.is_empty() {
+            let (datagram, behind) = rest.split_at(whole_records(rest, HANDSHAKE_DATAGRAM));
+            self.send(datagram);
+            rest = behind;
+        }
+        Ok(records.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Link {
+    fn send(&mut self, datagram: &[u8]) {
         let sent = match &self.out {
             Out::Shared(port, route) => match route.get() {
                 Some(route) => port.send(datagram, &route),
@@ -96,10 +127,9 @@ impl Write for Link {
             self.unsent += 1;
             log::trace!("a datagram was not sent: {error}");
         }
-        Ok(datagram.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
+
+/// The most bytes of a datagram with several records, which only a handshake has: as existing
+/// peers have it, and below what the common tunnels leave of Ethernet's 1500.
+pub(super) const HANDSHAKE_DATAGRAM: usize = 1200;

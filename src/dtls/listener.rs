@@ -8,18 +8,14 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use openssl::error::ErrorStack;
-use openssl::ssl::SslStream;
-
 use super::context::ServerContext;
-use super::ffi::{Listened, PeerSlot, listen};
-use super::link::{Link, PeerRoute};
+use super::first_contact::{FirstContact, UNUSABLE};
 use super::session::{End, Session};
 use crate::lifecycle::{Flood, Stop};
-use crate::net::udp::{Route, UdpPort};
+use crate::net::udp::UdpPort;
 use crate::wire::dtls::{RECORD_MAX, WIRE_MAX, client_hello};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// A bound socket whose sessions nobody serves yet.
 #[derive(Debug)]
@@ -40,7 +36,6 @@ pub struct Registration {
     session: Arc<Session>,
 }
 
-static UNUSABLE: Flood = Flood::new("first contacts that failed", 1, Duration::from_secs(10));
 static BROKEN: Flood = Flood::new("UDP sockets that failed", 1, Duration::from_secs(10));
 
 /// Kinds of log lines of this room, to be settled by whoever has a janitor.
@@ -58,6 +53,11 @@ impl Listener {
         Self { port: Arc::new(port), context, sessions: Sessions::default() }
     }
 
+    /// Where it listens.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.port.local_addr()
+    }
+
     /// Its sessions, to be watched from elsewhere.
     pub fn sessions(&self) -> Sessions {
         self.sessions.clone()
@@ -67,7 +67,7 @@ impl Listener {
     /// where it says is given to `newcomer`, which must not wait: it starts a thread for the
     /// session, or drops the registration, and the client is as strange as before.
     pub fn run(self, stop: &Stop, newcomer: &mut dyn FnMut(Arc<Session>, Registration)) {
-        let mut strangers = Strangers::new(self.port.clone(), self.context.clone());
+        let mut strangers = FirstContact::new(self.port.clone(), self.context.clone());
         let mut wire = vec![0; WIRE_MAX];
         let mut plain = vec![0; RECORD_MAX];
         while !stop.is_raised() {
@@ -86,7 +86,8 @@ impl Listener {
                         break;
                     }
                 };
-                let Some(datagram) = wire.get(..size) else { continue };
+                // OpenSSL would take an empty one for the end of everything.
+                let Some(datagram @ [_, ..]) = wire.get(..size) else { continue };
                 let known = self.sessions.of(&route.peer);
                 let hello = client_hello(datagram);
                 match (known, hello) {
@@ -96,12 +97,12 @@ impl Listener {
                         session.arrived(datagram, &mut plain);
                     }
                     (Some(session), None) => session.arrived(datagram, &mut plain),
-                    (known, Some(random)) => {
-                        let Some(stream) = strangers.meet(datagram, route) else { continue };
+                    (known, Some(_)) => {
+                        let Some(session) = strangers.meet(datagram, route) else { continue };
                         if let Some(old) = known {
                             old.finish(End::Replaced);
                         }
-                        let session = Arc::new(Session::new(stream, route.peer, *random));
+                        let session = Arc::new(session);
                         newcomer(session.clone(), self.sessions.enter(session));
                     }
                     // Neither known nor a beginning: nothing is owed to it.
@@ -179,63 +180,5 @@ impl Drop for Registration {
         if sessions.len() < sessions.capacity() / 8 {
             sessions.shrink_to_fit();
         }
-    }
-}
-
-/// First contacts, all of which share one OpenSSL object until one of them has shown its cookie.
-struct Strangers {
-    port: Arc<UdpPort>,
-    context: ServerContext,
-    spare: Option<(SslStream<Link>, PeerRoute)>,
-    slot: Option<PeerSlot>,
-}
-
-impl Strangers {
-    fn new(port: Arc<UdpPort>, context: ServerContext) -> Self {
-        Self { port, context, spare: None, slot: None }
-    }
-
-    /// Answers a first ClientHello with a cookie; of a client that brings its cookie, returns the
-    /// session to go on with.
-    fn meet(&mut self, datagram: &[u8], route: Route) -> Option<SslStream<Link>> {
-        match self.try_meet(datagram, route) {
-            Ok(met) => met,
-            Err(error) => {
-                // Most are a stranger's bad bytes, whose debug lines are their own limit.
-                UNUSABLE.log(log::Level::Debug, || {
-                    format!("first contact failed peer={} why={error}", route.peer)
-                });
-                None
-            }
-        }
-    }
-
-    fn try_meet(
-        &mut self,
-        datagram: &[u8],
-        route: Route,
-    ) -> Result<Option<SslStream<Link>>, ErrorStack> {
-        drop(ErrorStack::get());
-        let slot = match &mut self.slot {
-            Some(slot) => slot,
-            none => none.insert(PeerSlot::new()?),
-        };
-        let (mut stream, place) = match self.spare.take() {
-            Some(spare) => spare,
-            None => {
-                let place = PeerRoute::default();
-                let link = Link::shared(self.port.clone(), place.clone());
-                (SslStream::new(self.context.session(place.clone())?, link)?, place)
-            }
-        };
-        place.set(route);
-        stream.get_mut().push(datagram.into());
-        let listened = listen(&mut stream, slot);
-        if matches!(listened, Ok(Listened::Verified)) {
-            return Ok(Some(stream));
-        }
-        stream.get_mut().clear();
-        self.spare = Some((stream, place));
-        listened.map(|_| None)
     }
 }

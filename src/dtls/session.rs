@@ -23,11 +23,15 @@ use crate::wire::dtls::{RECORD_MAX, Random};
 pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// Datagrams that may wait for a session's thread. A handshake has at most a dozen under way; the
-/// rest is room for a client that sends while its destination is being looked up.
+/// rest are repetitions.
 const WAITING: usize = 64;
 
 /// Bytes of them, of the largest kind four.
 const WAITING_BYTES: usize = 64 * 1024;
+
+/// How much more may wait once the client has shown its certificate: a burst that follows its
+/// header should not be lost while the destination is being looked up.
+const AGREED: usize = 8;
 
 /// Who takes the datagrams of an open session. Called on the thread that receives for many
 /// sessions, so neither may wait.
@@ -50,6 +54,8 @@ pub struct Session {
     inbox: Mutex<Inbox>,
     arrived: Condvar,
     consumer: OnceLock<Arc<dyn Consumer>>,
+    /// Whether the handshake is complete.
+    agreed: AtomicBool,
     /// Whether datagrams are handled where they arrive. Turns true once, under the inbox's lock.
     open: AtomicBool,
     end: OnceLock<End>,
@@ -106,6 +112,7 @@ impl Session {
             inbox: Mutex::default(),
             arrived: Condvar::new(),
             consumer: OnceLock::new(),
+            agreed: AtomicBool::new(false),
             open: AtomicBool::new(false),
             end: OnceLock::new(),
             overflowed: AtomicU64::new(0),
@@ -148,6 +155,7 @@ impl Session {
         let mut datagram = None;
         loop {
             if self.channel.handshake(datagram.take())? {
+                self.agreed.store(true, Ordering::Relaxed);
                 self.touch();
                 return Ok(());
             }
@@ -243,12 +251,15 @@ impl Session {
     }
 
     /// A datagram of the network for this session. `buffer` has room for one of the stream.
-    pub(super) fn arrived(&self, datagram: &[u8], buffer: &mut [u8]) {
+    pub fn arrived(&self, datagram: &[u8], buffer: &mut [u8]) {
         if !self.open.load(Ordering::Acquire) {
             let mut inbox = self.inbox();
             // Again, now that it cannot change any more.
             if !self.open.load(Ordering::Acquire) {
-                if inbox.waiting.len() < WAITING && inbox.bytes + datagram.len() <= WAITING_BYTES {
+                let times = if self.agreed.load(Ordering::Relaxed) { AGREED } else { 1 };
+                if inbox.waiting.len() < WAITING * times
+                    && inbox.bytes + datagram.len() <= WAITING_BYTES * times
+                {
                     inbox.bytes += datagram.len();
                     inbox.waiting.push_back(datagram.into());
                     self.arrived.notify_one();

@@ -50,6 +50,50 @@ pub fn client_hello(datagram: &[u8]) -> Option<&Random> {
     datagram.get(RANDOM_AT..)?.first_chunk()
 }
 
+/// How many of these bytes are whole records with at most `limit` bytes together; of a first one
+/// that is longer, its own. What is no record counts as one.
+pub fn whole_records(bytes: &[u8], limit: usize) -> usize {
+    let mut end = 0;
+    while let Some((header, _)) = bytes.get(end..).and_then(|rest| rest.split_first_chunk()) {
+        let [.., l1, l0]: [u8; RECORD_HEADER] = *header;
+        let next = end + RECORD_HEADER + usize::from(u16::from_be_bytes([l1, l0]));
+        if next > bytes.len() || (end > 0 && next > limit) {
+            break;
+        }
+        end = next;
+    }
+    if end == 0 { bytes.len() } else { end }
+}
+
+/// Bytes that a cipher suite adds to a record, and one that it protects: nothing genuine that is
+/// encrypted has fewer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sealed {
+    /// A tag of 16 bytes (ChaCha20-Poly1305, RFC 7905, section 2), or a suite that is not known
+    /// yet.
+    Tag = 16 + 1,
+    /// A nonce of 8 bytes as well (AES-GCM, RFC 5288, section 3).
+    NonceAndTag = 8 + 16 + 1,
+}
+
+/// Whether none of a datagram's encrypted records is too short to be genuine.
+///
+/// To be asked before OpenSSL sees it: from 3.2 on (3.6.3 still), a forged record of 1 to 23 bytes
+/// makes it end the session with an internal error, where RFC 6347, section 4.1.2.7, has it
+/// dropped. An empty one it drops.
+pub fn is_plausible(datagram: &[u8], sealed: Sealed) -> bool {
+    let mut rest = datagram;
+    while let Some((header, behind)) = rest.split_first_chunk::<RECORD_HEADER>() {
+        let [_, _, _, e1, e0, .., l1, l0] = *header;
+        let length = usize::from(u16::from_be_bytes([l1, l0]));
+        if [e1, e0] != [0, 0] && (1..sealed as usize).contains(&length) {
+            return false;
+        }
+        rest = behind.get(length..).unwrap_or_default();
+    }
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,6 +111,42 @@ mod tests {
     fn a_client_hello_shows_its_random() {
         let random = std::array::from_fn(|at| at as u8 + 1);
         assert_eq!(client_hello(&hello()), Some(&random));
+    }
+
+    fn record(epoch: u8, length: u8) -> Vec<u8> {
+        let mut bytes = vec![23, 0xfe, 0xfd, 0, epoch, 0, 0, 0, 0, 0, 1, 0, length];
+        bytes.resize(RECORD_HEADER + usize::from(length), 0x55);
+        bytes
+    }
+
+    #[test]
+    fn records_are_packed_whole_up_to_the_limit() {
+        let bytes = [record(0, 10), record(0, 20), record(1, 200), record(1, 5)].concat();
+        // 23, 33, 213 and 18 bytes.
+        for (limit, packed) in [(1, 23), (55, 23), (56, 56), (268, 56), (269, 269), (999, 287)] {
+            assert_eq!(whole_records(&bytes, limit), packed, "{limit}");
+        }
+        assert_eq!(whole_records(&bytes[56..], 100), 213, "one that is longer goes alone");
+        assert_eq!(whole_records(&bytes[..50], 100), 23, "and the rest after it");
+        assert_eq!(whole_records(&bytes[..20], 100), 20, "what is cut is not ours to judge");
+        assert_eq!(whole_records(&[], 100), 0);
+    }
+
+    #[test]
+    fn only_what_is_encrypted_can_be_too_short() {
+        for (sealed, least) in [(Sealed::Tag, 17), (Sealed::NonceAndTag, 25)] {
+            for length in 1..60 {
+                let is = |datagram: &[u8]| is_plausible(datagram, sealed);
+                let fits = length >= least;
+                assert!(is(&record(0, length)));
+                assert_eq!(is(&record(1, length)), fits, "{length}");
+                // Wherever it stands, and also when it is cut.
+                assert_eq!(is(&[record(1, 40), record(1, length)].concat()), fits, "{length}");
+                assert_eq!(is(&record(1, length)[..RECORD_HEADER]), fits, "{length}");
+            }
+            assert!(is_plausible(&record(1, 0), sealed));
+            assert!(is_plausible(&[], sealed) && is_plausible(&[0x55; 12], sealed));
+        }
     }
 
     #[test]

@@ -184,6 +184,14 @@ pub fn decode(bytes: &[u8; LEN]) -> Result<Header, DecodeError> {
     decode_fields(bytes, &[VERSION], Generation::Current)
 }
 
+/// The header that is all of a datagram, told by its length; `None` for any other datagram.
+pub fn decode_datagram(datagram: &[u8]) -> Option<Result<Header, DecodeError>> {
+    if let Ok(current) = datagram.try_into() {
+        return Some(decode(current));
+    }
+    datagram.try_into().ok().map(decode_legacy)
+}
+
 fn decode_fields(
     bytes: &[u8],
     versions: &[[u8; 8]],

@@ -94,9 +94,11 @@ fn the_commands_that_the_demo_prints_work_as_printed() {
     let mut demo = Running::start(&dir);
     let probed = demo.try_out("# What is that agent?", "");
     assert!(probed.contains("adit-demo") && probed.contains("TCP       works"), "{probed}");
+    assert!(probed.contains("UDP       works"), "{probed}");
     let page = demo.try_out("# The page", "");
     assert!(page.starts_with("HTTP/1.1 200 OK") && page.contains("<title>adit demo"), "{page}");
     assert_eq!(demo.try_out("# What you type comes back", "hello\n"), "hello\n");
+    assert_eq!(demo.try_out("# Each line comes back", "one\ntwo\n"), "one\ntwo\n");
     if cfg!(feature = "peers") {
         let info = demo.try_out("# The agent's HTTP API", "");
         assert!(info.contains("\"supports_tcp_stream\":true"), "{info}");

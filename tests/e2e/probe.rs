@@ -1,6 +1,7 @@
 //! `adit probe` as a command.
 
-use std::net::{SocketAddr, TcpListener};
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use adit::lifecycle::Deadline;
 use adit::net::Conn;
@@ -8,7 +9,7 @@ use adit::pki::{NameRules, Purpose};
 use adit::tls::{self, ClientAuth};
 
 use crate::support::command::{Ran, run};
-use crate::support::process::adit;
+use crate::support::process::{AgentProcess, adit};
 use crate::support::{PATIENCE, Pki, PkiFiles, Setup, TestAgent, destinations};
 
 fn probe(agent: SocketAddr, files: &PkiFiles, flags: &[&str]) -> Ran {
@@ -33,7 +34,7 @@ fn a_healthy_agent_is_described_to_people_and_to_machines() {
         format!("software  adit {}\n", env!("CARGO_PKG_VERSION")),
         "runtime   docker\n".to_owned(),
         "TCP       works (connect ".to_owned(),
-        "UDP       not offered\n".to_owned(),
+        "UDP       works (connect ".to_owned(),
     ] {
         assert!(ran.text().contains(&row), "{row:?} in {}", ran.text());
     }
@@ -41,8 +42,10 @@ fn a_healthy_agent_is_described_to_people_and_to_machines() {
     assert_eq!(found["agent"], agent.address.to_string());
     assert_eq!((&found["healthy"], &found["tcp"]["works"]), (&true.into(), &true.into()));
     assert_eq!(found["info"]["name"], "test-agent");
+    assert_eq!(found["udp"]["works"], true);
     for phase in ["connect", "handshake", "answer"] {
         assert!(found["tcp"][phase].as_u64().unwrap() > 0, "{phase}");
+        assert!(found["udp"][phase].as_u64().unwrap() > 0, "{phase}");
     }
 }
 
@@ -64,10 +67,65 @@ fn a_client_certificate_that_is_refused_after_the_handshake_is_not_healthy() {
 }
 
 #[test]
+fn udp_that_fails_alone_is_told_and_counts_only_where_it_is_asked_for() {
+    // Its API says that it carries UDP.
+    let agent = TestAgent::with(Setup { udp_sockets: 0, ..Setup::default() });
+    let files = agent.pki.files();
+    let ran = probe(agent.address, &files, &[]).ok();
+    assert!(ran.text().contains("TCP       works"), "{ran:?}");
+    let row = "UDP       does not work: cannot reach the agent at UDP ";
+    assert!(ran.text().contains(row), "{ran:?}");
+    let found = json(&probe(agent.address, &files, &["--json"]).ok());
+    assert_eq!((&found["healthy"], &found["udp"]["works"]), (&true.into(), &false.into()));
+    assert!(found["udp"]["error"].as_str().unwrap().contains("refused"), "{found}");
+    assert!(found["udp"]["connect"].is_null(), "{found}");
+    let ran = probe(agent.address, &files, &["--udp"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.err.contains(": UDP: cannot reach the agent at UDP "), "{ran:?}");
+}
+
+#[test]
+fn udp_that_an_agent_does_not_carry_is_not_tried() {
+    let files = Pki::new().files();
+    let mut command = adit();
+    let at = format!("{}:0", destinations::unused().ip());
+    command.args(["agent", "--listen", &at, "--no-udp"]).args(files.flags("server"));
+    let agent = AgentProcess::spawn(command);
+    // Whoever tried it would hear nothing, and wait.
+    let silent = UdpSocket::bind(agent.address).unwrap();
+    let ran = probe(agent.address, &files, &[]).ok();
+    assert!(ran.text().ends_with("UDP       not offered\n"), "{ran:?}");
+    let ran = probe(agent.address, &files, &["--udp", "--json"]);
+    assert_eq!((ran.code, &json(&ran)["healthy"]), (Some(1), &true.into()));
+    assert!(ran.err.ends_with(": UDP: not offered\n"), "{ran:?}");
+    silent.set_nonblocking(true).unwrap();
+    assert!(silent.recv(&mut [0; 1]).is_err());
+}
+
+#[test]
+fn udp_is_tried_while_tcp_is_silent() {
+    let tcp = TcpListener::bind((destinations::unused().ip(), 0)).unwrap();
+    let address = tcp.local_addr().unwrap();
+    let udp = UdpSocket::bind(address).unwrap();
+    udp.set_read_timeout(Some(PATIENCE)).unwrap();
+    // TCP stays silent until UDP was tried.
+    let server = std::thread::spawn(move || {
+        let (mut silent, _) = tcp.accept().unwrap();
+        silent.read_exact(&mut [0; 1]).unwrap();
+        udp.recv(&mut [0; 1]).map(drop)
+    });
+    let ran = probe(address, &Pki::new().files(), &["--timeout", "2m"]);
+    server.join().unwrap().unwrap();
+    assert!(ran.code == Some(1) && ran.text().contains("UDP       does not work: "), "{ran:?}");
+}
+
+#[test]
 fn an_unknown_authority_is_not_healthy_whichever_side_it_is_on() {
     let agent = TestAgent::new();
     let ran = probe(agent.address, &Pki::new().files(), &["--json"]);
-    assert_eq!((ran.code, &json(&ran)["healthy"]), (Some(1), &false.into()));
+    let found = json(&ran);
+    assert_eq!((ran.code, &found["healthy"]), (Some(1), &false.into()));
+    assert_eq!((&found["tcp"]["works"], &found["udp"]["works"]), (&false.into(), &false.into()));
 }
 
 #[test]
@@ -124,11 +182,13 @@ fn a_server_that_does_not_speak_tls_is_named_as_such() {
 
 #[test]
 fn a_silent_agent_is_given_up_at_the_timeout() {
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = TcpListener::bind((destinations::unused().ip(), 0)).unwrap();
     let address = silent.local_addr().unwrap();
-    let ran = probe(address, &Pki::new().files(), &["--timeout", "1s"]);
+    let _silent_too = UdpSocket::bind(address).unwrap();
+    let ran = probe(address, &Pki::new().files(), &["--timeout", "1s", "--udp"]);
     assert_eq!(ran.code, Some(1));
-    assert!(ran.err.contains("TLS handshake timed out after 1s"), "{ran:?}");
+    assert!(ran.err.contains("TLS handshake timed out after 1s; UDP: "), "{ran:?}");
+    assert!(ran.err.contains("DTLS handshake timed out after 1s; does it carry UDP"), "{ran:?}");
 }
 
 #[test]

@@ -13,24 +13,12 @@ use adit::pki::NameRules;
 use adit::wire::header;
 use openssl::ssl::SslVersion;
 
+use crate::support::destinations::udp_echo;
 use crate::support::dtls::{RawClient, Want, socket};
 use crate::support::{PATIENCE, Pki, Setup, TestAgent};
 
 fn soon() -> Option<Deadline> {
     Some(Deadline::after("the test's answer", PATIENCE))
-}
-
-fn echo() -> SocketAddr {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let address = socket.local_addr().unwrap();
-    thread::spawn(move || {
-        let mut buffer = vec![0; 65536];
-        loop {
-            let (size, from) = socket.recv_from(&mut buffer).unwrap();
-            socket.send_to(&buffer[..size], from).unwrap();
-        }
-    });
-    address
 }
 
 fn open(agent: &TestAgent, to: SocketAddr) -> UdpStream {
@@ -52,7 +40,7 @@ fn exchange(stream: &UdpStream, datagram: &[u8]) {
 fn datagrams_reach_the_destination_and_come_back_whole() {
     let agent = TestAgent::new();
     let client = agent.client();
-    let to = echo();
+    let to = udp_echo();
     let stream = client.udp("127.0.0.1", to.port()).unwrap();
     for size in [1, 64, 1200, 8192, UdpStream::MAX] {
         exchange(&stream, &vec![0x5a; size]);
@@ -82,7 +70,7 @@ fn what_cannot_travel_is_refused_by_the_client_and_dropped_by_the_agent() {
 #[test]
 fn a_short_buffer_cuts_a_datagram_and_not_the_next_one() {
     let agent = TestAgent::new();
-    let stream = open(&agent, echo());
+    let stream = open(&agent, udp_echo());
     stream.send(b"a long one").unwrap();
     let mut four = [0; 4];
     assert_eq!(stream.recv(&mut four, soon()).unwrap(), Some(4));
@@ -93,7 +81,7 @@ fn a_short_buffer_cuts_a_datagram_and_not_the_next_one() {
 #[test]
 fn order_is_kept_both_ways() {
     let agent = TestAgent::new();
-    let to = echo();
+    let to = udp_echo();
     let mut client =
         RawClient::open(socket("127.0.0.1", agent.address), &agent.pki.client("tester"), to);
     // The first ones wait for the agent to open the stream.
@@ -140,7 +128,7 @@ fn a_port_unreachable_is_no_end() {
 fn a_header_of_either_generation_opens_a_stream() {
     let agent = TestAgent::new();
     let identity = agent.pki.client("tester");
-    let to = echo();
+    let to = udp_echo();
     let current = header::encode_stream("127.0.0.1", to.port()).unwrap();
     let fields = &current[..header::LEGACY_LEN - 4];
     let legacy = [fields, &crc32fast::hash(fields).to_be_bytes()].concat();
@@ -159,7 +147,7 @@ fn a_datagram_that_overtakes_the_header_is_delivered() {
     let identity = agent.pki.client("tester");
     let mut client = RawClient::handshake(near, &Want::good(&identity)).unwrap();
     client.send(b"first");
-    client.send(&header::encode_stream("127.0.0.1", echo().port()).unwrap());
+    client.send(&header::encode_stream("127.0.0.1", udp_echo().port()).unwrap());
     client.send(b"second");
     assert_eq!(client.recv().as_deref(), Some(&b"first"[..]));
     assert_eq!(client.recv().as_deref(), Some(&b"second"[..]));
@@ -231,19 +219,12 @@ fn who_may_not_is_told_by_an_alert() {
 }
 
 #[test]
-fn a_client_without_the_extended_master_secret_gets_no_stream() {
+fn a_client_without_the_extended_master_secret_is_refused() {
     let agent = TestAgent::new();
     let identity = agent.pki.client("tester");
     let want = Want { extended_master_secret: false, ..Want::good(&identity) };
     let near = socket("127.0.0.1", agent.address);
-    match RawClient::handshake(near, &want) {
-        Ok(mut client) => {
-            client.send(&header::encode_stream("127.0.0.1", echo().port()).unwrap());
-            assert_eq!(client.recv(), None);
-        }
-        Err(alert) => assert_eq!(alert, 40),
-    }
-    assert_eq!(agent.stop().streams, 0);
+    assert_eq!(RawClient::handshake(near, &want).err(), Some(40), "handshake_failure");
 }
 
 #[test]
@@ -260,7 +241,7 @@ fn our_client_takes_no_other_agent() {
 fn a_client_that_begins_anew_from_the_same_port_is_served_at_once() {
     let agent = TestAgent::new();
     let identity = agent.pki.client("tester");
-    let to = echo();
+    let to = udp_echo();
     let mut near = socket("127.0.0.1", agent.address);
     for round in 0..5_u8 {
         let mut client = RawClient::open(near, &identity, to);
@@ -273,7 +254,7 @@ fn a_client_that_begins_anew_from_the_same_port_is_served_at_once() {
 #[test]
 fn sessions_of_one_agent_do_not_know_each_other() {
     let agent = TestAgent::with(Setup { udp_sockets: 3, ..Setup::default() });
-    let to = echo();
+    let to = udp_echo();
     let streams: Vec<_> = (0..20).map(|_| open(&agent, to)).collect();
     for round in 0..3_u8 {
         for (number, stream) in streams.iter().enumerate() {
@@ -288,7 +269,7 @@ fn sessions_of_one_agent_do_not_know_each_other() {
 #[test]
 fn a_stopping_agent_says_goodbye_at_once() {
     let agent = TestAgent::new();
-    let stream = open(&agent, echo());
+    let stream = open(&agent, udp_echo());
     exchange(&stream, b"there");
     assert_eq!(agent.stop().streams, 1);
     assert_eq!(recv(&stream), None);
@@ -297,7 +278,7 @@ fn a_stopping_agent_says_goodbye_at_once() {
 #[test]
 fn a_closed_stream_wakes_who_receives() {
     let agent = TestAgent::new();
-    let stream = open(&agent, echo());
+    let stream = open(&agent, udp_echo());
     exchange(&stream, b"there");
     thread::scope(|scope| {
         let receiver = scope.spawn(|| recv(&stream));
@@ -311,7 +292,7 @@ fn a_closed_stream_wakes_who_receives() {
 fn an_idle_session_ends_and_a_used_one_does_not() {
     let limits = Limits { udp_idle: Duration::from_secs(2), ..Limits::default() };
     let agent = TestAgent::with(Setup { limits, ..Setup::default() });
-    let to = echo();
+    let to = udp_echo();
     let (idle, used) = (open(&agent, to), open(&agent, to));
     exchange(&idle, b"once");
     // Until the other one's end, which comes after its idle time.
@@ -332,7 +313,7 @@ fn an_idle_session_ends_and_a_used_one_does_not() {
 fn without_a_slot_a_client_waits_for_one() {
     let limits = Limits { udp_sessions: 1, ..Limits::default() };
     let agent = TestAgent::with(Setup { limits, ..Setup::default() });
-    let to = echo();
+    let to = udp_echo();
     let first = open(&agent, to);
     exchange(&first, b"first");
     thread::scope(|scope| {

@@ -54,7 +54,7 @@ impl<'a> Want<'a> {
         }
     }
 
-    fn context(&self) -> SslContext {
+    pub fn context(&self) -> SslContext {
         let mut builder = SslContextBuilder::new(SslMethod::dtls_client()).unwrap();
         // The old version and its ciphers are forbidden above this level.
         builder.set_security_level(0);

@@ -7,6 +7,7 @@ pub mod agents;
 pub mod command;
 pub mod destinations;
 pub mod dtls;
+pub mod lossy;
 pub mod pattern;
 pub mod process;
 pub mod raw_tls;

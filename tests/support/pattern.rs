@@ -58,6 +58,24 @@ impl Pattern {
     }
 }
 
+/// A datagram with a number, in which any change shows. At least 12 bytes.
+pub fn datagram(number: u64, size: usize) -> Vec<u8> {
+    let mut datagram = number.to_be_bytes().to_vec();
+    datagram.extend(u32::try_from(size).unwrap().to_be_bytes());
+    let mut pattern = Pattern { at: usize::try_from(number * 7919).unwrap() };
+    while datagram.len() < size {
+        datagram.extend_from_slice(pattern.take(size - datagram.len()));
+    }
+    datagram
+}
+
+/// The number of such a datagram. Fails unless every byte is as it was made.
+pub fn datagram_number(bytes: &[u8]) -> u64 {
+    let number = u64::from_be_bytes(*bytes.first_chunk().unwrap());
+    assert!(bytes == datagram(number, bytes.len()), "datagram {number} is not what was sent");
+    number
+}
+
 /// Sends the first `size` bytes of a pattern in pieces of `piece`.
 pub fn send(sink: &mut impl Sink, size: usize, piece: usize) {
     let mut pattern = Pattern::new();

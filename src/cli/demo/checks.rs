@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 
+use super::datagrams;
 use super::destinations::{BULK, Blocks, PAGE, summary};
 use super::stage::Stage;
 use crate::client::{Client, OpenError};
@@ -25,7 +26,7 @@ pub(super) type Checked = Result<String, Box<dyn Error>>;
 pub(super) type Check = fn(&Stage) -> Checked;
 
 /// The checks in their order, each with the words for its row.
-pub(super) const CHECKS: [(&str, Check); 14] = [
+pub(super) const CHECKS: [(&str, Check); 20] = [
     ("a probe is answered", probe),
     ("the HTTP API says what the agent is", info),
     ("a page through a stream is the page", page),
@@ -40,6 +41,12 @@ pub(super) const CHECKS: [(&str, Check); 14] = [
     ("a client of another authority is refused", other_authority),
     ("an agent of another authority is refused", other_agent),
     ("a denied destination is never dialled", denied_destination),
+    ("UDP: a probe is answered", datagrams::probe),
+    ("UDP: echo, 200 bytes, 1,000 round trips", datagrams::round_trips),
+    ("UDP: the largest datagram, 16,384 bytes", datagrams::largest),
+    ("UDP: a DNS query gets its answer", datagrams::name_lookup),
+    ("UDP: a client of another authority is refused", datagrams::other_authority),
+    ("UDP: a denied destination is sent nothing", datagrams::denied_destination),
 ];
 
 /// The limit of every exchange but bulk. Loopback needs milliseconds.
@@ -48,7 +55,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The limit of a bulk transfer: 256 MiB at 2 MB/s.
 const BULK_PATIENCE: Duration = Duration::from_secs(120);
 
-fn deadline() -> Deadline {
+pub(super) fn deadline() -> Deadline {
     Deadline::after("the check", PATIENCE)
 }
 
@@ -60,8 +67,10 @@ fn probe(stage: &Stage) -> Checked {
 fn info(stage: &Stage) -> Checked {
     let info = stage.client_as(&stage.client)?.info()?;
     match info.supports_tcp_stream {
-        Some(true) => Ok(info.software.unwrap_or(info.version)),
-        _ => Err("it does not say that it carries TCP streams".into()),
+        Some(true) if info.supports_udp_stream == Some(true) => {
+            Ok(info.software.unwrap_or(info.version))
+        }
+        _ => Err("it does not say that it carries streams over TCP and UDP".into()),
     }
 }
 
@@ -81,13 +90,21 @@ fn page(stage: &Stage) -> Checked {
 fn round_trips(stage: &Stage) -> Checked {
     let client = stage.client_as(&stage.client)?;
     let mut stream = open(&client, stage.destinations.echo.port())?;
+    let measured = percentiles(|round| exchange(&mut stream, round));
+    stream.close(Duration::ZERO);
+    measured
+}
+
+/// The times of 1,000 round trips, each with a number of its own.
+pub(super) fn percentiles(
+    mut round_trip: impl FnMut(u32) -> Result<(), Box<dyn Error>>,
+) -> Checked {
     let mut times = Vec::new();
-    for round in 0..1000_u32 {
+    for round in 0..1000 {
         let start = clock::now();
-        exchange(&mut stream, round)?;
+        round_trip(round)?;
         times.push(clock::now().duration_since(start));
     }
-    stream.close(Duration::ZERO);
     times.sort_unstable();
     let at = |place: usize| short(times.get(place).copied().unwrap_or_default());
     Ok(format!("p50 {}, p99 {}", at(500), at(990)))
@@ -348,7 +365,7 @@ impl Drop for Watch {
     }
 }
 
-fn milliseconds(time: Duration) -> String {
+pub(super) fn milliseconds(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1e3)
 }
 

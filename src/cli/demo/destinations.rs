@@ -1,14 +1,15 @@
 //! What the demo's streams lead to: small services on loopback.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::fd::AsFd;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::dns;
 use crate::http::{self, Connection, Request, Response};
 use crate::lifecycle::threads::Group;
 use crate::lifecycle::{Deadline, Stop};
@@ -35,6 +36,10 @@ pub(super) struct Destinations {
     pub(super) digest: SocketAddr,
     /// Sends [`BULK`] bytes of [`Blocks`], and ends.
     pub(super) source: SocketAddr,
+    /// Sends back each datagram.
+    pub(super) udp_echo: SocketAddr,
+    /// A name server, over UDP.
+    pub(super) dns: SocketAddr,
     stop: Stop,
     threads: Group,
     open: Open,
@@ -42,6 +47,9 @@ pub(super) struct Destinations {
 
 /// Connections that may have to be cut.
 type Open = Arc<Mutex<Vec<Weak<Conn>>>>;
+
+/// What is answered to a datagram, `None` for nothing.
+type Answer = fn(&[u8]) -> Option<Vec<u8>>;
 
 /// What is done with one connection.
 type Serve = fn(Arc<Conn>) -> io::Result<()>;
@@ -58,11 +66,21 @@ impl Destinations {
             threads.spawn(name, move || accept(name, &listener, serve, &stop, &group, &open))?;
             io::Result::Ok(address)
         };
+        let start_udp = |name: &'static str, reply: Answer| {
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+            let address = socket.local_addr()?;
+            socket.set_nonblocking(true)?;
+            let stop = stop.clone();
+            threads.spawn(name, move || answer(name, &socket, reply, &stop))?;
+            io::Result::Ok(address)
+        };
         Ok(Self {
             page: start("demo-page", page)?,
             echo: start("demo-echo", echo)?,
             digest: start("demo-digest", digest)?,
             source: start("demo-source", source)?,
+            udp_echo: start_udp("demo-udp-echo", |datagram| Some(datagram.to_vec()))?,
+            dns: start_udp("demo-dns", dns::answer)?,
             stop,
             threads,
             open,
@@ -99,10 +117,8 @@ fn accept(
     open: &Open,
 ) {
     while !stop.is_raised() {
-        let mut fds = [stop.as_fd(), listener.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return log::error!("{name} cannot wait for connections: {error}"),
+        if let Err(error) = wait(listener.as_fd(), stop) {
+            return log::error!("{name} cannot wait for connections: {error}");
         }
         let socket = match listener.accept() {
             Ok((socket, _)) => socket,
@@ -132,6 +148,35 @@ fn accept(
         if let Err(error) = started {
             log::warn!("{name} has no thread for a connection: {error}");
         }
+    }
+}
+
+/// Answers datagrams until `stop` is raised.
+fn answer(name: &str, socket: &UdpSocket, reply: Answer, stop: &Stop) {
+    let mut buffer = vec![0; LARGE];
+    while !stop.is_raised() {
+        if let Err(error) = wait(socket.as_fd(), stop) {
+            return log::error!("{name} cannot wait for datagrams: {error}");
+        }
+        // A failure is another's, such as a client that is gone, or a datagram lost.
+        let answered = socket.recv_from(&mut buffer).and_then(|(size, from)| {
+            match reply(buffer.get(..size).unwrap_or_default()) {
+                Some(reply) => socket.send_to(&reply, from).map(drop),
+                None => Ok(()),
+            }
+        });
+        if let Err(error) = answered {
+            log::debug!("{name}: {error}");
+        }
+    }
+}
+
+/// Waits for a socket or for `stop`.
+fn wait(socket: BorrowedFd<'_>, stop: &Stop) -> io::Result<()> {
+    let mut fds = [stop.as_fd(), socket].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    match poll(&mut fds, PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -305,6 +350,21 @@ mod tests {
         };
         assert_eq!(get("/"), http::Answer { status: 200, body: PAGE.as_bytes().to_vec() });
         assert_eq!(get("/other").status, 404);
+        services.shut_down();
+        assert_eq!(services.threads.running(), 0);
+    }
+
+    #[test]
+    fn the_name_server_answers_queries_and_keeps_silent_to_the_rest() {
+        let services = Destinations::start().unwrap();
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        socket.connect(services.dns).unwrap();
+        socket.send(b"nonsense").unwrap();
+        socket.send(&dns::query(9, dns::NAME)).unwrap();
+        let mut buffer = [0; 512];
+        let size = socket.recv(&mut buffer).unwrap();
+        assert_eq!(dns::address(9, &buffer[..size]), Some(dns::ADDRESS));
         services.shut_down();
         assert_eq!(services.threads.running(), 0);
     }

@@ -1,7 +1,7 @@
 //! What the demo runs on: throwaway certificates as files, an agent, destinations.
 
 use std::error::Error;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -13,7 +13,10 @@ use crate::agent::policy::Policy;
 use crate::agent::{self, Agent, Limits, Services, Summary};
 use crate::cli::signals::Signals;
 use crate::client::{Client, ClientError, Timeouts};
+use crate::dtls::ServerContext;
 use crate::lifecycle::{clock, threads};
+use crate::net::ListenAddr;
+use crate::net::udp::bind_both;
 use crate::pki::{
     Authority, Identity, IssueError, NameRules, NewFile, Purpose, Request, Validity, layout,
     write_new, write_zip,
@@ -27,6 +30,8 @@ pub(super) struct Stage {
     pub(super) destinations: Destinations,
     /// A port that the agent's rules deny. Something listens there, and nobody ever accepts.
     pub(super) forbidden: TcpListener,
+    /// Another, for UDP.
+    pub(super) forbidden_udp: UdpSocket,
     /// What the client of the demo shows.
     pub(super) client: Identity,
     /// What a client from elsewhere would show: the right authority for the agent's certificate,
@@ -58,7 +63,10 @@ impl Stage {
         let destinations = Destinations::start()?;
         let forbidden = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         forbidden.set_nonblocking(true)?;
-        let agent = agent(&server, forbidden.local_addr()?.port())?;
+        let forbidden_udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        forbidden_udp.set_nonblocking(true)?;
+        let denied = [forbidden.local_addr()?.port(), forbidden_udp.local_addr()?.port()];
+        let agent = agent(&server, denied)?;
         let address = agent.local_addrs()?.first().copied().ok_or("the agent has no port")?;
         let (stop, at_once) = (signals.stop.clone(), signals.at_once.clone());
         let thread = threads::spawn("demo-agent", move || agent.run(&stop, &at_once))?;
@@ -66,6 +74,7 @@ impl Stage {
             agent: address,
             destinations,
             forbidden,
+            forbidden_udp,
             client,
             stranger,
             astray,
@@ -109,25 +118,29 @@ fn identity(
     authority.identity(&request(purpose, name, validity))
 }
 
-/// An agent on loopback that leads nowhere else, and not to the port `forbidden`.
-fn agent(server: &Identity, forbidden: u16) -> Result<Agent, Box<dyn Error>> {
+/// An agent on loopback that leads nowhere else, and not to the ports `denied`.
+fn agent(server: &Identity, denied: [u16; 2]) -> Result<Agent, Box<dyn Error>> {
     let provider = tls::provider::default();
     let clients = ClientAuth::Required(NameRules::new(&[])?);
     let tls = tls::server(server, clients, &Services::ALPN, provider.clone())?;
     let allow = ["127.0.0.0/8", "::1"].map(str::to_owned);
-    let deny = [format!("127.0.0.0/8:{forbidden}"), format!("[::1]:{forbidden}")];
+    let [tcp, udp] = denied;
+    let deny = ["127.0.0.0/8", "[::1]"].map(|host| format!("{host}:{tcp},{udp}"));
     let policy = Arc::new(Policy::parse(&allow, &deny)?);
     let api = Api {
         name: "adit-demo".to_owned(),
         runtime: Runtime::Docker,
         version: GODOXY_VERSION,
         supports_tcp_stream: true,
-        supports_udp_stream: false,
+        supports_udp_stream: true,
         health: agent::health_checks(&policy, provider)?,
     };
     let limits = Limits { drain: DRAIN, ..Limits::default() };
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    Ok(Agent::new(vec![listener], Services { tls, policy, api, limits })?)
+    let at = ListenAddr::One(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    let (listener, ports) = bind_both(&at, 1)?;
+    let context = ServerContext::new(server, NameRules::default())?;
+    let agent = Agent::new(vec![listener], Services { tls, policy, api, limits })?;
+    Ok(agent.with_datagrams(ports, &context))
 }
 
 /// Nobody's work is lost with a stream of a demo.

@@ -1,8 +1,13 @@
-//! Programs that no one here wrote, at either end, and Go's TLS and HTTP in one that we did.
+//! Programs that no one here wrote, at either end, and Go's TLS, HTTP and DTLS in two that we did.
 //! `tests/needs` installs them.
 
+mod dns;
+mod dtls_gnutls;
+mod dtls_openssl;
+mod dtls_pion;
 mod gnutls;
 mod go;
+mod mappings;
 mod openssl;
 mod ssh;
 mod transfers;

@@ -6,6 +6,14 @@ use adit::wire::header::{self, Generation, Header, Request};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
+    match header::decode_datagram(data) {
+        Some(decoded) if data.len() == header::LEN => {
+            assert_eq!(decoded, header::decode(data.try_into().unwrap()));
+        }
+        Some(decoded) => assert_eq!(decoded, header::decode_legacy(data.try_into().unwrap())),
+        None => assert!(data.len() != header::LEN && data.len() != header::LEGACY_LEN),
+    }
+
     let mut bytes = [0; header::LEN];
     for (to, from) in bytes.iter_mut().zip(data) {
         *to = *from;

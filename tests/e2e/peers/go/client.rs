@@ -269,7 +269,7 @@ fn go_reads_every_endpoint_over_one_connection() {
         }
         let info = json!({
             "version": "v0.31.0", "name": "box", "runtime": "docker",
-            "supports_tcp_stream": true, "supports_udp_stream": false,
+            "supports_tcp_stream": true, "supports_udp_stream": true,
         });
         assert_eq!(
             (&answers[0]["decoded"], &answers[0]["type"]),

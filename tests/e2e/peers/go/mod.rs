@@ -14,7 +14,8 @@ use crate::support::command::run;
 
 /// The program with one of its subcommands.
 fn peer(subcommand: &str) -> Command {
-    static PROGRAM: LazyLock<Result<PathBuf, String>> = LazyLock::new(build);
+    static PROGRAM: LazyLock<Result<PathBuf, String>> =
+        LazyLock::new(|| build("go", &[("GO111MODULE", "on")]));
     // Where there is no Go, each test says so, and not only the one that came first.
     drop(go());
     let program = PROGRAM.as_ref().unwrap_or_else(|error| panic!("tests/peers/go: {error}"));
@@ -26,40 +27,38 @@ fn peer(subcommand: &str) -> Command {
     command
 }
 
-fn go() -> Command {
+pub(super) fn go() -> Command {
     tool("go", "golang-go")
 }
 
-/// Builds it without the network, and without anything outside the target directory.
-fn build() -> Result<PathBuf, String> {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go");
-    let program = target.join("peer");
+/// Builds the program in a folder of `tests/peers`, without the network and without writing
+/// anything outside the target directory.
+pub(super) fn build(folder: &str, environment: &[(&str, &str)]) -> Result<PathBuf, String> {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let programs = target.join(folder);
+    let program = programs.join("peer");
     // Other tests may be running the one that is there.
-    let new = target.join(format!("peer-{}", std::process::id()));
+    let new = programs.join(format!("peer-{}", std::process::id()));
+    let source: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/peers", folder].iter().collect();
     let mut command = go();
-    command.current_dir(source("")).args(["build", "-trimpath", "-buildvcs=false", "-o"]).arg(&new);
-    command.env("GOCACHE", target.join("cache")).env("GOPATH", target.join("path"));
+    command.current_dir(source).args(["build", "-trimpath", "-buildvcs=false", "-o"]).arg(&new);
+    command.env("GOCACHE", target.join("go/cache")).env("GOPATH", target.join("go/path"));
     for (name, value) in [
         ("GOENV", "off"),
         ("GOFLAGS", ""),
         ("GOWORK", "off"),
-        ("GO111MODULE", "on"),
         ("GOPROXY", "off"),
         ("GOTOOLCHAIN", "local"),
         ("CGO_ENABLED", "0"),
     ] {
         command.env(name, value);
     }
-    let ran = run(&mut command, b"");
+    let ran = run(command.envs(environment.iter().copied()), b"");
     if ran.code != Some(0) {
         return Err(format!("does not build: {}", ran.err));
     }
     std::fs::rename(&new, &program).map_err(|error| error.to_string())?;
     Ok(program)
-}
-
-fn source(file: &str) -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "tests/peers/go", file].iter().collect()
 }
 
 /// A header as the vectors and the program have it.
