@@ -20,6 +20,9 @@ use crate::servers::{Kind, Server};
 /// No answer for this long is a failure of the run, not a slow server.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A handshake that takes this long will not end.
+const STUCK: Duration = Duration::from_millis(2500);
+
 /// When nothing comes for this long, what is on its way is lost.
 pub(crate) const LOST: Duration = Duration::from_millis(20);
 
@@ -113,7 +116,7 @@ fn connect(address: SocketAddr) -> Result<UdpSocket> {
 fn handshake(context: &SslContext, address: SocketAddr) -> Result<SslStream<Wire>> {
     let start = Instant::now();
     loop {
-        let socket = connect(address)?;
+        let (socket, began) = (connect(address)?, Instant::now());
         // OpenSSL looks at its own timer, of one second at first, when it is called again.
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
         let mut result = new_ssl(context)?.connect(Wire(socket));
@@ -121,6 +124,8 @@ fn handshake(context: &SslContext, address: SocketAddr) -> Result<SslStream<Wire
             match result {
                 Ok(stream) => return Ok(stream),
                 Err(error) if start.elapsed() > PATIENCE => return Err(error.into()),
+                // pion does not answer on a port that it has not forgotten: take another one.
+                Err(HandshakeError::WouldBlock(_)) if began.elapsed() > STUCK => break,
                 Err(HandshakeError::WouldBlock(waiting)) => result = waiting.handshake(),
                 // Nobody listens between one of socat's sessions and the next.
                 Err(HandshakeError::Failure(failed)) if is_refused(failed.error()) => break,
