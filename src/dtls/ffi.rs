@@ -31,7 +31,7 @@ unsafe extern "C" {
 /// What came of a stranger's datagram.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Listened {
-    /// Not a ClientHello with a cookie of ours; if it was one without, the answer was sent.
+    /// Not a ClientHello that it would go on with.
     Nothing,
     /// A ClientHello with the cookie that its sender's address must have. The stream goes on with
     /// `accept`.

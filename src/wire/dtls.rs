@@ -50,6 +50,52 @@ pub fn client_hello(datagram: &[u8]) -> Option<&Random> {
     datagram.get(RANDOM_AT..)?.first_chunk()
 }
 
+/// The cookie in a ClientHello, empty in a first one. `None` when it is not all there: a ClientHello
+/// is one message in one record, and whoever sends it in pieces would have to be remembered.
+pub fn cookie(datagram: &[u8]) -> Option<&[u8]> {
+    client_hello(datagram)?;
+    let number = |at: usize, bytes: usize| {
+        let part = datagram.get(at..at + bytes)?;
+        Some(part.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
+    };
+    let (record, whole, fragment) = (number(11, 2)?, number(14, 3)?, number(22, 3)?);
+    if whole != fragment || record != whole + MESSAGE_HEADER {
+        return None;
+    }
+    let message = datagram.get(RECORD_HEADER..RECORD_HEADER + record)?;
+    let behind_random = message.get(RANDOM_AT - RECORD_HEADER + size_of::<Random>()..)?;
+    let (session, rest) = behind_random.split_first()?;
+    let (length, rest) = rest.get(usize::from(*session)..)?.split_first()?;
+    rest.get(..usize::from(*length))
+}
+
+/// Bytes of the header of a handshake's message.
+const MESSAGE_HEADER: usize = 12;
+
+/// Bytes of a HelloVerifyRequest with a cookie of `N`, less `N`: headers, a version and a length.
+const VERIFY_REQUEST: usize = RECORD_HEADER + MESSAGE_HEADER + 3;
+
+/// The answer to a first ClientHello (RFC 6347, section 4.2.1), which asks for the same with this
+/// cookie, of at most 32 bytes. `hello` is the datagram of the ClientHello.
+pub fn hello_verify_request(hello: &[u8], cookie: &[u8]) -> Vec<u8> {
+    /// DTLS 1.0, whatever is spoken later: the RFC asks for it.
+    const VERSION: [u8; 2] = [MAJOR, 255];
+    const TYPE: u8 = 3;
+    let length = u8::try_from(3 + cookie.len()).unwrap_or(u8::MAX);
+    let mut bytes = Vec::with_capacity(VERIFY_REQUEST + cookie.len());
+    bytes.push(HANDSHAKE);
+    bytes.extend(VERSION);
+    // Epoch 0, and the number of the record that is answered: none is counted for a stranger.
+    bytes.extend([0; 2]);
+    bytes.extend(hello.get(5..11).unwrap_or(&[0; 6]));
+    bytes.extend([0, length + 12]);
+    bytes.extend([TYPE, 0, 0, length, 0, 0, 0, 0, 0, 0, 0, length]);
+    bytes.extend(VERSION);
+    bytes.push(length - 3);
+    bytes.extend(cookie);
+    bytes
+}
+
 /// How many of these bytes are whole records with at most `limit` bytes together; of a first one
 /// that is longer, its own. What is no record counts as one.
 pub fn whole_records(bytes: &[u8], limit: usize) -> usize {
@@ -117,6 +163,53 @@ mod tests {
         let mut bytes = vec![23, 0xfe, 0xfd, 0, epoch, 0, 0, 0, 0, 0, 1, 0, length];
         bytes.resize(RECORD_HEADER + usize::from(length), 0x55);
         bytes
+    }
+
+    /// The same whole, with a session's id and a cookie.
+    fn whole_hello(session: &[u8], cookie: &[u8]) -> Vec<u8> {
+        let mut bytes = hello()[..59].to_vec();
+        bytes.push(session.len() as u8);
+        bytes.extend(session);
+        bytes.push(cookie.len() as u8);
+        bytes.extend(cookie);
+        bytes.extend([0, 2, 0xc0, 0x2b, 1, 0]);
+        for (at, less) in [(11, 13), (15, 25), (23, 25)] {
+            let length = (bytes.len() - less) as u16;
+            bytes[at..at + 2].copy_from_slice(&length.to_be_bytes());
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_cookie_is_found_behind_any_session_id() {
+        for session in [&[][..], &[7; 32]] {
+            for sent in [&[][..], b"a cookie"] {
+                let bytes = whole_hello(session, sent);
+                assert_eq!(cookie(&bytes), Some(sent));
+                // What follows the record is another's affair.
+                assert_eq!(cookie(&[&bytes[..], &[1, 2, 3]].concat()), Some(sent));
+                for length in 0..bytes.len() {
+                    assert_eq!(cookie(&bytes[..length]), None, "{length} bytes");
+                }
+            }
+        }
+        let mut beyond = whole_hello(&[], b"x");
+        beyond[60] = 200;
+        assert_eq!(cookie(&beyond), None, "longer than the message");
+        let mut fragment = whole_hello(&[], b"x");
+        fragment[24] -= 1;
+        assert_eq!(cookie(&fragment), None, "a part of the message");
+    }
+
+    #[test]
+    fn the_answer_to_a_first_hello_is_what_openssl_would_send() {
+        let mut first = whole_hello(&[], &[]);
+        first[10] = 5;
+        let expected = [
+            &[22, 254, 255, 0, 0, 0, 0, 0, 0, 0, 5, 0, 19, 3, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 7][..],
+            &[254, 255, 4, 1, 2, 3, 4],
+        ];
+        assert_eq!(hello_verify_request(&first, &[1, 2, 3, 4]), expected.concat());
     }
 
     #[test]
