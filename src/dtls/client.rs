@@ -17,7 +17,7 @@ use super::error::HandshakeError;
 use super::link::Link;
 use super::session::TICK;
 use crate::lifecycle::{Deadline, clock};
-use crate::net::udp::{connect_one, wake_reader};
+use crate::net::udp::{connect_one, is_icmp, wake_reader};
 use crate::wire::dtls::{RECORD_MAX, WIRE_MAX};
 
 /// A session with an agent. Sending and receiving may be done by two threads at once.
@@ -98,7 +98,8 @@ impl ClientSession {
     ///
     /// # Errors
     /// The deadline's, when it passes; `ConnectionRefused` when nothing listens at the agent's port
-    /// any more; others when the session broke.
+    /// any more; others when the session broke. What else the network says of a datagram that was
+    /// sent (ICMP) is none.
     pub fn recv(
         &self,
         buffer: &mut [u8],
@@ -136,10 +137,17 @@ impl ClientSession {
                 }
                 None => clock::now() + LONG,
             };
-            if self.wait(until)?
-                && let Some(size) = self.take(wire)?
-                && let Some(datagram) = wire.get(..size)
-            {
+            if !self.wait(until)? {
+                continue;
+            }
+            let size = match self.take(wire) {
+                Err(error) if is_passing(&error) => {
+                    log::debug!("the network says of a datagram to the agent: {error}");
+                    continue;
+                }
+                size => size?,
+            };
+            if let Some(datagram) = size.and_then(|size| wire.get(..size)) {
                 self.channel.push(datagram.into());
             }
         }
@@ -187,9 +195,19 @@ impl ClientSession {
             {
                 Ok(None)
             }
+            // An earlier datagram was too long for some network on its way: the kernel cuts those
+            // that follow.
+            Err(error) if error.raw_os_error() == Some(Errno::EMSGSIZE as i32) => Ok(None),
             Err(error) => Err(error),
         }
     }
+}
+
+/// Whether an error of the socket leaves a session that is open as it is: the network said it of an
+/// earlier datagram, and the next one may arrive. A closed port is no such thing: the agent that
+/// knew the session is gone.
+fn is_passing(error: &io::Error) -> bool {
+    is_icmp(error) && error.kind() != io::ErrorKind::ConnectionRefused
 }
 
 /// Any time will do for who has no deadline.
@@ -198,5 +216,21 @@ const LONG: Duration = Duration::from_secs(3600);
 impl Drop for ClientSession {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_closed_port_is_the_end_of_what_the_network_can_say() {
+        let is = |errno: Errno| is_passing(&errno.into());
+        for errno in [Errno::EMSGSIZE, Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::ENONET] {
+            assert!(is(errno), "{errno}");
+        }
+        for errno in [Errno::ECONNREFUSED, Errno::EBADF, Errno::ENOMEM] {
+            assert!(!is(errno), "{errno}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! OpenSSL contexts for both ends. Made once: making one costs more than a handshake.
 
 use std::cell::Cell;
+use std::ffi::c_long;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use openssl::x509::verify::{X509CheckFlags, X509VerifyFlags};
 use rustls_pki_types::CertificateDer;
 
 use super::cookie::Cookies;
-use super::ffi::{certificate_rejected, client_hello_has, retransmit_soon};
+use super::ffi::{certificate_rejected, client_hello_has, limit_chain, retransmit_soon};
 use super::link::{HANDSHAKE_DATAGRAM, PeerRoute};
 use crate::lifecycle::clock;
 use crate::pki::{Identity, NameRules, Names, provider};
@@ -113,10 +114,14 @@ impl ServerContext {
     pub(super) fn session(&self, peer: PeerRoute) -> Result<Ssl, ErrorStack> {
         let mut ssl = session(&self.ssl, self.mtu)?;
         ssl.set_ex_data(self.peer, peer);
+        limit_chain(&mut ssl, CHAIN_MAX);
         ssl.set_accept_state();
         Ok(ssl)
     }
 }
+
+/// The most bytes of a client's chain: OpenSSL has room for a message of that many anyway.
+const CHAIN_MAX: c_long = 16 * 1024;
 
 /// The extension by which a client offers it (RFC 7627, section 6).
 const EXTENDED_MASTER_SECRET: u16 = 23;

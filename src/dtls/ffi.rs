@@ -4,7 +4,7 @@
 //! the crate guards.
 #![expect(unsafe_code, reason = "no safe crate wraps these functions")]
 
-use std::ffi::{c_int, c_uint};
+use std::ffi::{c_int, c_long, c_uint};
 
 use foreign_types::ForeignTypeRef;
 use openssl::error::ErrorStack;
@@ -96,6 +96,18 @@ pub(super) fn retransmit_soon(ssl: &mut SslRef) {
     // lives for ever and touches neither of its arguments' memory.
     unsafe { DTLS_set_timer_cb(ssl.as_ptr(), Some(retransmission)) }
 }
+
+/// Refuses chains of certificates of more than so many bytes. DTLS makes room for a message as soon
+/// as a part of it has come, and for ten at a time, so this bounds what a stranger can make a
+/// handshake hold; OpenSSL allows 100 KiB.
+pub(super) fn limit_chain(ssl: &mut SslRef, bytes: c_long) {
+    // SAFETY: the pointer is valid and borrowed mutably, and this command takes a number and leaves
+    // the pointer that it is given alone.
+    unsafe { sys::SSL_ctrl(ssl.as_ptr(), SSL_CTRL_SET_MAX_CERT_LIST, bytes, std::ptr::null_mut()) };
+}
+
+/// Of OpenSSL's `ssl.h`.
+const SSL_CTRL_SET_MAX_CERT_LIST: c_int = 51;
 
 /// Whether the ClientHello that is being looked at has this extension. To be asked in the callback
 /// for it; elsewhere there is none.

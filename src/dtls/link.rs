@@ -6,7 +6,14 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::net::udp::{Route, UdpPort};
-use crate::wire::dtls::{Sealed, is_plausible, whole_records};
+use crate::wire::dtls::{Sealed, encrypted, is_plausible, whole_records};
+
+/// Encrypted records that a peer may send before its handshake is complete: the last message of it,
+/// sent again each time that the flight is (at most a dozen times), and an alert.
+const EARLY: usize = 16;
+
+/// The most bytes of one. Those that there are have fewer than a hundred.
+const EARLY_LENGTH: usize = 512;
 
 /// The datagrams of one peer. Neither reading nor writing ever waits.
 #[derive(Debug)]
@@ -14,6 +21,8 @@ pub(super) struct Link {
     incoming: VecDeque<Box<[u8]>>,
     /// What the peer's encrypted records have at least.
     sealed: Sealed,
+    /// How many of them may still come before the handshake is complete; then, as many as like.
+    early: Option<usize>,
     out: Out,
     /// Datagrams that the system did not take, such as when its buffer was full. The protocol
     /// treats them like those that the network loses.
@@ -52,24 +61,46 @@ impl Link {
         Self {
             incoming: VecDeque::new(),
             sealed: Sealed::Tag,
+            early: Some(EARLY),
             out: Out::Shared(port, route),
             unsent: 0,
         }
     }
 
     pub(super) fn own(socket: Arc<UdpSocket>) -> Self {
-        Self { incoming: VecDeque::new(), sealed: Sealed::Tag, out: Out::Own(socket), unsent: 0 }
+        Self {
+            incoming: VecDeque::new(),
+            sealed: Sealed::Tag,
+            early: Some(EARLY),
+            out: Out::Own(socket),
+            unsent: 0,
+        }
     }
 
     /// The handshake is complete, with this cipher suite.
     pub(super) fn agreed(&mut self, cipher: &str) {
         self.sealed = if cipher.contains("GCM") { Sealed::NonceAndTag } else { Sealed::Tag };
+        self.early = None;
     }
 
     /// Adds a datagram that OpenSSL will read next. Forgeries that would harm it are left out.
     pub(super) fn push(&mut self, datagram: Box<[u8]>) {
-        if is_plausible(&datagram, self.sealed) {
+        if is_plausible(&datagram, self.sealed) && self.is_not_too_early(&datagram) {
             self.incoming.push_back(datagram);
+        }
+    }
+
+    /// Whether OpenSSL may have what is encrypted in a datagram. Before it has the keys, it keeps a
+    /// hundred such records, each in a buffer for the longest.
+    fn is_not_too_early(&mut self, datagram: &[u8]) -> bool {
+        let Some(early) = &mut self.early else { return true };
+        let lengths = || encrypted(datagram);
+        match early.checked_sub(lengths().count()) {
+            Some(left) if lengths().all(|length| length <= EARLY_LENGTH) => {
+                *early = left;
+                true
+            }
+            _ => false,
         }
     }
 

@@ -69,6 +69,14 @@ struct Inbox {
     bytes: usize,
 }
 
+impl Inbox {
+    fn take(&mut self) -> Option<Box<[u8]>> {
+        let datagram = self.waiting.pop_front()?;
+        self.bytes -= datagram.len();
+        Some(datagram)
+    }
+}
+
 /// Why a session ended.
 #[derive(Debug)]
 pub enum End {
@@ -157,6 +165,11 @@ impl Session {
             if self.channel.handshake(datagram.take())? {
                 self.agreed.store(true, Ordering::Relaxed);
                 self.touch();
+                if self.end().is_some() {
+                    // It may have ended a moment ago, when there was no telling the client yet.
+                    self.channel.close();
+                    return Err(HandshakeError::Closed);
+                }
                 return Ok(());
             }
             if self.end().is_some() {
@@ -201,7 +214,7 @@ impl Session {
         loop {
             let datagram = {
                 let mut inbox = self.inbox();
-                let Some(datagram) = inbox.waiting.pop_front() else {
+                let Some(datagram) = inbox.take() else {
                     *inbox = Inbox::default();
                     self.open.store(true, Ordering::Release);
                     break;
@@ -296,8 +309,7 @@ impl Session {
     fn wait(&self, until: Instant) -> Option<Box<[u8]>> {
         let mut inbox = self.inbox();
         loop {
-            if let Some(datagram) = inbox.waiting.pop_front() {
-                inbox.bytes -= datagram.len();
+            if let Some(datagram) = inbox.take() {
                 return Some(datagram);
             }
             let left = until.checked_duration_since(clock::now()).filter(|left| !left.is_zero())?;
@@ -322,5 +334,96 @@ impl Session {
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::dtls::{ClientContext, FirstContact, ServerContext, connect};
+    use crate::net::udp::{Route, UdpPort};
+    use crate::pki::{Authority, NameRules, Purpose, Request, Validity};
+    use crate::wire::dtls::WIRE_MAX;
+
+    fn soon() -> Deadline {
+        Deadline::after("the test", Duration::from_secs(60))
+    }
+
+    fn receive(port: &UdpPort) -> (Vec<u8>, Route) {
+        let mut buffer = vec![0; WIRE_MAX];
+        loop {
+            match port.receive(&mut buffer) {
+                Ok((size, route)) => return (buffer[..size].to_vec(), route),
+                Err(_) => thread::yield_now(),
+            }
+        }
+    }
+
+    #[test]
+    fn a_client_is_told_of_an_end_that_came_with_its_last_word_of_the_handshake() {
+        let validity = Validity::days(SystemTime::now(), 1);
+        let authority = Authority::create("test CA", validity).unwrap();
+        let identity = |purpose| {
+            let request = Request { purpose, names: vec!["test".to_owned()], validity };
+            authority.identity(&request).unwrap()
+        };
+        let server = ServerContext::new(&identity(Purpose::Server), NameRules::default()).unwrap();
+        let client = ClientContext::new(&identity(Purpose::Client), "test").unwrap();
+        let port = UdpPort::bind(&"127.0.0.1:0".parse().unwrap(), 1).unwrap().pop().unwrap();
+        let port = Arc::new(port);
+        let address = port.local_addr().unwrap();
+        thread::scope(|scope| {
+            let told = scope.spawn(move || {
+                let session = connect(address, &client, &soon()).unwrap();
+                session.recv(&mut [0; 16], Some(&soon())).unwrap()
+            });
+            let mut strangers = FirstContact::new(port.clone(), server);
+            let session = loop {
+                let (datagram, route) = receive(&port);
+                if let Some(session) = strangers.meet(&datagram, route) {
+                    break session;
+                }
+            };
+            // The client's last flight is there, and has not been looked at.
+            assert!(!session.channel.handshake(None).unwrap());
+            let is_finished = |datagram: &[u8]| {
+                let mut rest = datagram;
+                let mut sealed = false;
+                while let [_, _, _, epoch @ ..] = rest
+                    && let [e1, e0, _, _, _, _, _, _, l1, l0, ..] = *epoch
+                {
+                    sealed |= [e1, e0] != [0, 0];
+                    rest =
+                        rest.get(13 + usize::from(u16::from_be_bytes([l1, l0]))..).unwrap_or(&[]);
+                }
+                sealed
+            };
+            loop {
+                let (datagram, _) = receive(&port);
+                let last = is_finished(&datagram);
+                session.channel.push(datagram.into());
+                if last {
+                    break;
+                }
+            }
+            session.finish(End::Stopped);
+            let agreed = session.handshake(&soon());
+            assert!(matches!(agreed, Err(HandshakeError::Closed)), "{agreed:?}");
+            assert_eq!(told.join().unwrap(), None);
+        });
+    }
+
+    #[test]
+    fn what_was_taken_makes_room_for_more() {
+        let mut inbox = Inbox::default();
+        for size in [1, 100, WAITING_BYTES] {
+            inbox.bytes += size;
+            inbox.waiting.push_back(vec![0; size].into());
+        }
+        while inbox.take().is_some() {}
+        assert_eq!(inbox.bytes, 0);
     }
 }

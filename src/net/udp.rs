@@ -229,6 +229,7 @@ pub fn is_icmp(error: &io::Error) -> bool {
                 | Errno::EHOSTUNREACH
                 | Errno::ENETUNREACH
                 | Errno::EHOSTDOWN
+                | Errno::ENONET
                 | Errno::ENOPROTOOPT
                 | Errno::EPROTO
                 | Errno::EMSGSIZE

@@ -128,16 +128,20 @@ pub enum Sealed {
 /// makes it end the session with an internal error, where RFC 6347, section 4.1.2.7, has it
 /// dropped. An empty one it drops.
 pub fn is_plausible(datagram: &[u8], sealed: Sealed) -> bool {
+    encrypted(datagram).all(|length| length >= sealed as usize)
+}
+
+/// The lengths of a datagram's encrypted records that are not empty, as their headers have them.
+pub fn encrypted(datagram: &[u8]) -> impl Iterator<Item = usize> {
     let mut rest = datagram;
-    while let Some((header, behind)) = rest.split_first_chunk::<RECORD_HEADER>() {
+    let records = std::iter::from_fn(move || {
+        let (header, behind) = rest.split_first_chunk::<RECORD_HEADER>()?;
         let [_, _, _, e1, e0, .., l1, l0] = *header;
         let length = usize::from(u16::from_be_bytes([l1, l0]));
-        if [e1, e0] != [0, 0] && (1..sealed as usize).contains(&length) {
-            return false;
-        }
         rest = behind.get(length..).unwrap_or_default();
-    }
-    true
+        Some(([e1, e0] != [0, 0], length))
+    });
+    records.filter_map(|(encrypted, length)| (encrypted && length > 0).then_some(length))
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 
+use crate::support::destinations::udp_echo;
+use crate::support::dtls::{RawClient, socket};
 use crate::support::process::{AgentProcess, adit};
 use crate::support::{Pki, Setup, TestAgent, client_of};
 
@@ -56,5 +58,25 @@ fn an_agent_may_listen_at_several_addresses() {
     for line in agent.log().iter().filter(|line| line.contains("listening on")) {
         let address = line.rsplit(' ').next().unwrap().parse().unwrap();
         client_of(address, &client).probe().unwrap();
+    }
+}
+
+/// A client's socket is connected: it hears nothing that comes from elsewhere.
+#[test]
+fn datagrams_are_answered_from_the_address_that_they_were_sent_to() {
+    let to_each = [
+        ("0", &[("127.0.0.2", "127.0.0.3"), ("127.0.0.1", "127.0.0.1"), ("::1", "::1")][..]),
+        ("0.0.0.0:0", &[("127.0.0.2", "127.0.0.3"), ("127.0.0.3", "127.0.0.2")]),
+        ("[::]:0", &[("::1", "::1")]),
+        ("127.0.0.4:0", &[("127.0.0.1", "127.0.0.4")]),
+    ];
+    for (listen, ways) in to_each {
+        let agent = TestAgent::with(Setup { listen, udp_sockets: 2, ..Setup::default() });
+        let identity = agent.pki.client("tester");
+        for (from, to) in ways {
+            let to = SocketAddr::new(to.parse().unwrap(), agent.address.port());
+            RawClient::open(socket(from, to), &identity, udp_echo())
+                .exchange(to.to_string().as_bytes());
+        }
     }
 }
