@@ -75,6 +75,11 @@ fn a_header_typed_into_s_client_opens_a_datagram_session() {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut client = Typed::new(command.spawn().unwrap(), &relay);
     let mut output = client.running.0.stdout.take().unwrap();
+    // It is not given anything to read before it has agreed with the agent.
+    let agreed = |seen: &Seen| {
+        seen.direction == Direction::Down && seen.records().iter().any(|record| record.epoch == 1)
+    };
+    relay.wait_until(|seen| seen.iter().any(agreed));
     client.send(&header::encode_stream("127.0.0.1", echo.port()).unwrap());
     for word in ["spoken by hand\n", "and again\n", &"much\n".repeat(300)] {
         client.send(word.as_bytes());
