@@ -340,7 +340,6 @@ impl fmt::Debug for Session {
 #[cfg(test)]
 mod tests {
     use std::thread;
-    use std::time::SystemTime;
 
     use super::*;
     use crate::dtls::{ClientContext, FirstContact, ServerContext, connect};
@@ -364,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_client_is_told_of_an_end_that_came_with_its_last_word_of_the_handshake() {
-        let validity = Validity::days(SystemTime::now(), 1);
+        let validity = Validity::days(clock::wall(), 1);
         let authority = Authority::create("test CA", validity).unwrap();
         let identity = |purpose| {
             let request = Request { purpose, names: vec!["test".to_owned()], validity };
