@@ -96,11 +96,15 @@ impl Client {
 
     /// Asks whether the agent would carry datagrams for us, and waits for its answer.
     pub fn probe_udp(&self) -> Result<Probe, UdpError> {
-        let (session, connect, handshake) = self.udp_session()?;
+        let (mut session, connect, handshake) = self.udp_session()?;
         let sent = clock::now();
         let whole = Deadline::from("probe", sent, self.timeouts.answer);
-        loop {
-            // Either it or the answer may get lost. One that arrives twice is answered once.
+        for attempt in 1_u32.. {
+            // Either it or the answer may get lost. When it was the answer, the agent has forgotten
+            // the session and hears no repetition.
+            if attempt > 1 && attempt % 2 == 1 {
+                (session, ..) = self.udp_session()?;
+            }
             session.send(&header::encode_probe()).map_err(UdpError::Send)?;
             let patience = whole.remaining().map_err(UdpError::Answer)?.min(AGAIN);
             let part = Deadline::after("probe", patience);
@@ -116,6 +120,7 @@ impl Client {
                 Err(error) => return Err(UdpError::Answer(error)),
             }
         }
+        Err(UdpError::Answer(whole.timed_out()))
     }
 
     /// A session with the first of the agent's addresses that answers. Each gets an equal part of

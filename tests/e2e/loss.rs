@@ -383,3 +383,16 @@ fn before_the_cookie_the_agent_never_says_more_than_it_has_heard() {
     }
     assert!(verified && said > 0, "a cookie came and went: {:#?}", relay.seen());
 }
+
+#[test]
+fn a_probe_succeeds_also_when_the_first_answer_is_lost() {
+    let agent = TestAgent::new();
+    let mut lost = false;
+    let relay = Lossy::start(agent.address, move |direction, _, bytes: &[u8]| {
+        // The agent says nothing but goodbye.
+        let goodbye = direction == Down && records(bytes).iter().any(|r| r.kind == dtls::ALERT);
+        if !goodbye || std::mem::replace(&mut lost, true) { Action::Pass } else { Action::Drop }
+    });
+    client(relay.address, &agent.pki.client("tester")).probe_udp().unwrap();
+    assert_eq!(relay.seen().iter().filter(|seen| seen.action == Action::Drop).count(), 1);
+}
