@@ -74,8 +74,8 @@ impl Channel {
         take(&mut self.lock(), buffer)
     }
 
-    /// Gives OpenSSL a datagram if there is one, and each of the stream's datagrams in it to `deliver`, under the
-    /// lock: it must not wait. Returns whether the peer has ended the session.
+    /// Gives OpenSSL a datagram if there is one, and each of the stream's datagrams in it to
+    /// `deliver`, under the lock: it must not wait. Returns whether the peer has ended the session.
     pub(super) fn feed(
         &self,
         datagram: Option<Box<[u8]>>,

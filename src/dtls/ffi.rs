@@ -22,8 +22,6 @@ unsafe extern "C" {
     fn DTLSv1_listen(ssl: *mut sys::SSL, peer: *mut BioAddr) -> c_int;
     fn BIO_ADDR_new() -> *mut BioAddr;
     fn BIO_ADDR_free(address: *mut BioAddr);
-    fn SSL_alloc_buffers(ssl: *mut sys::SSL) -> c_int;
-    fn SSL_free_buffers(ssl: *mut sys::SSL) -> c_int;
     fn DTLS_set_timer_cb(
         ssl: *mut sys::SSL,
         callback: Option<extern "C" fn(*mut sys::SSL, c_uint) -> c_uint>,
@@ -110,23 +108,6 @@ pub(super) fn limit_chain(ssl: &mut SslRef, bytes: c_long) {
 
 /// Of OpenSSL's `ssl.h`.
 const SSL_CTRL_SET_MAX_CERT_LIST: c_int = 51;
-
-/// Gives `work` a stream with OpenSSL's buffers for records, 17 KiB each way, and takes them back
-/// afterwards unless something is left in them: a session holds them only while a datagram is on
-/// its way through it.
-pub(super) fn with_buffers<S, T>(
-    stream: &mut SslStream<S>,
-    work: impl FnOnce(&mut SslStream<S>) -> T,
-) -> T {
-    // SAFETY: the pointer is valid, and borrowed mutably. Where there is no memory, `work` will
-    // fail by itself. Without this call OpenSSL 3.0 would write to where there is no buffer.
-    unsafe { SSL_alloc_buffers(stream.ssl().as_ptr()) };
-    let done = work(stream);
-    // SAFETY: as above; it frees nothing that is in use, and whoever needs buffers next comes by
-    // here or makes them.
-    unsafe { SSL_free_buffers(stream.ssl().as_ptr()) };
-    done
-}
 
 /// Whether the ClientHello that is being looked at has this extension. To be asked in the callback
 /// for it; elsewhere there is none.

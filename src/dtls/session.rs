@@ -31,7 +31,7 @@ const WAITING_BYTES: usize = 64 * 1024;
 
 /// How much more may wait once the client has shown its certificate: a burst that follows its
 /// header should not be lost while the destination is being looked up.
-const AGREED: usize = 8;
+const AGREED: usize = 4;
 
 /// Who takes the datagrams of an open session. Called on the thread that receives for many
 /// sessions, so neither may wait.
