@@ -109,6 +109,17 @@ impl Channel {
         }
     }
 
+    /// The same, to leave with those that follow until [`release`](Self::release).
+    pub(super) fn hold(&self, datagram: &[u8]) -> io::Result<()> {
+        self.lock().get_mut().hold();
+        self.write(datagram)
+    }
+
+    /// Sends what was held back.
+    pub(super) fn release(&self) {
+        self.lock().get_mut().release();
+    }
+
     /// Tells the peer that the session has ended.
     pub(super) fn close(&self) {
         end(&mut self.lock());

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::net::udp::{Route, UdpPort};
+use crate::net::udp::{Burst, Route, UdpPort, send_burst};
 use crate::wire::dtls::{Sealed, encrypted, is_plausible, whole_records};
 
 /// Encrypted records that a peer may send before its handshake is complete: the last message of it,
@@ -24,6 +24,8 @@ pub(super) struct Link {
     /// How many of them may still come before the handshake is complete; then, as many as like.
     early: Option<usize>,
     out: Out,
+    /// What is to leave together, while that is wanted.
+    held: Option<Burst>,
     /// Datagrams that the system did not take, such as when its buffer was full. The protocol
     /// treats them like those that the network loses.
     unsent: u64,
@@ -63,6 +65,7 @@ impl Link {
             sealed: Sealed::Tag,
             early: Some(EARLY),
             out: Out::Shared(port, route),
+            held: None,
             unsent: 0,
         }
     }
@@ -73,6 +76,7 @@ impl Link {
             sealed: Sealed::Tag,
             early: Some(EARLY),
             out: Out::Own(socket),
+            held: None,
             unsent: 0,
         }
     }
@@ -109,6 +113,30 @@ impl Link {
         self.incoming.clear();
     }
 
+    /// From now on what is written is held back, to leave together.
+    pub(super) fn hold(&mut self) {
+        self.held.get_or_insert_default();
+    }
+
+    /// Sends what was held back, and holds back no more.
+    pub(super) fn release(&mut self) {
+        if let Some(mut burst) = self.held.take() {
+            self.send_burst(&mut burst);
+        }
+    }
+
+    fn send_burst(&mut self, burst: &mut Burst) {
+        let failed = match &self.out {
+            _ if burst.is_empty() => 0,
+            Out::Shared(port, route) => match route.get() {
+                Some(route) => port.send_burst(burst, &route),
+                None => burst.len(),
+            },
+            Out::Own(socket) => send_burst(socket, burst, &|| {}),
+        };
+        self.unsent += failed as u64;
+    }
+
     /// Datagrams that the system did not take.
     pub(super) fn unsent(&self) -> u64 {
         self.unsent
@@ -130,7 +158,20 @@ impl Write for Link {
         let mut rest = records;
         while !rest.is_empty() {
             let (datagram, behind) = rest.split_at(whole_records(rest, HANDSHAKE_DATAGRAM));
-            self.send(datagram);
+            match self.held.take() {
+                None => self.send(datagram),
+                Some(mut burst) => {
+                    if !burst.takes(datagram.len()) {
+                        self.send_burst(&mut burst);
+                    }
+                    if burst.takes(datagram.len()) {
+                        burst.push(datagram);
+                    } else {
+                        self.send(datagram);
+                    }
+                    self.held = Some(burst);
+                }
+            }
             rest = behind;
         }
         Ok(records.len())

@@ -41,8 +41,9 @@ static BROKEN: Flood = Flood::new("UDP sockets that failed", 1, Duration::from_s
 /// Kinds of log lines of this room, to be settled by whoever has a janitor.
 pub static FLOODS: [&Flood; 2] = [&UNUSABLE, &BROKEN];
 
-/// Datagrams taken from a socket before the stop flag is looked at again.
-const BATCH: usize = 64;
+/// Datagrams taken from a socket before those that are to go on together do so, and the stop flag is
+/// looked at again.
+const BATCH: usize = 32;
 
 /// How long to leave a socket alone that cannot be read.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -75,6 +76,7 @@ impl Listener {
                 pause(stop, &error);
                 continue;
             }
+            let mut touched: Vec<Arc<Session>> = Vec::new();
             for _ in 0..BATCH {
                 let (size, route) = match self.port.receive(&mut wire) {
                     Ok(received) => received,
@@ -96,7 +98,12 @@ impl Listener {
                     (Some(session), Some(random)) if session.hello() == random => {
                         session.arrived(datagram, &mut plain);
                     }
-                    (Some(session), None) => session.arrived(datagram, &mut plain),
+                    (Some(session), None) => {
+                        session.arrived(datagram, &mut plain);
+                        if !touched.last().is_some_and(|last| Arc::ptr_eq(last, &session)) {
+                            touched.push(session);
+                        }
+                    }
                     (known, Some(_)) => {
                         let Some(session) = strangers.meet(datagram, route) else { continue };
                         if let Some(old) = known {
@@ -109,6 +116,7 @@ impl Listener {
                     (None, None) => {}
                 }
             }
+            touched.iter().for_each(|session| session.flush());
         }
         self.sessions.end_all(|| End::Stopped);
     }

@@ -36,8 +36,11 @@ const AGREED: usize = 4;
 /// Who takes the datagrams of an open session. Called on the thread that receives for many
 /// sessions, so neither may wait.
 pub trait Consumer: Send + Sync {
-    /// The client has sent this datagram.
+    /// The client has sent this datagram. It may be held back, to go on with others.
     fn datagram(&self, datagram: &[u8]);
+
+    /// Nothing more has come for now: what is held back should go on.
+    fn flush(&self);
 
     /// The session has ended: whoever waits for something to send should look.
     fn ended(&self);
@@ -223,6 +226,7 @@ impl Session {
             };
             self.decrypt(Some(datagram), &mut buffer);
         }
+        consumer.flush();
         // It may have ended before there was anyone to tell.
         if self.end().is_some() {
             consumer.ended();
@@ -234,6 +238,18 @@ impl Session {
         self.channel.write(datagram)?;
         self.touch();
         Ok(())
+    }
+
+    /// The same, held back to leave together with those that follow, until [`release`](Self::release).
+    pub fn hold(&self, datagram: &[u8]) -> io::Result<()> {
+        self.channel.hold(datagram)?;
+        self.touch();
+        Ok(())
+    }
+
+    /// Sends what was held back.
+    pub fn release(&self) {
+        self.channel.release();
     }
 
     /// Ends the session, for the first reason that is given: the client is told, and so is the
@@ -261,6 +277,13 @@ impl Session {
     pub(super) fn is_idle(&self, now: Instant, limit: Duration) -> bool {
         let last = self.began + Duration::from_millis(self.last.load(Ordering::Relaxed));
         self.open.load(Ordering::Acquire) && now.saturating_duration_since(last) >= limit
+    }
+
+    /// Has the consumer pass on what it has held back of what arrived.
+    pub(super) fn flush(&self) {
+        if let Some(consumer) = self.consumer.get() {
+            consumer.flush();
+        }
     }
 
     /// A datagram of the network for this session. `buffer` has room for one of the stream.

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -13,7 +13,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use super::super::words::since;
 use crate::dtls::{Consumer, End, Session};
 use crate::lifecycle::clock;
-use crate::net::udp::{is_icmp, wake_reader};
+use crate::net::udp::{Burst, is_icmp, send_burst, wake_reader};
 use crate::wire::dtls::RECORD_MAX;
 
 /// How long a thread waits for the destination before it looks whether the session is over (stream
@@ -36,6 +36,8 @@ pub(super) struct Destination {
     socket: UdpSocket,
     address: SocketAddr,
     label: String,
+    /// What is to leave together.
+    held: Mutex<Burst>,
     up: Passed,
     down: Passed,
     /// Datagrams that cannot travel: empty, or longer than a record.
@@ -54,9 +56,9 @@ struct Passed {
 }
 
 impl Passed {
-    fn count(&self, datagram: &[u8]) {
-        self.datagrams.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(datagram.len() as u64, Ordering::Relaxed);
+    fn count(&self, datagrams: u64, bytes: u64) {
+        self.datagrams.fetch_add(datagrams, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
@@ -70,6 +72,7 @@ impl Destination {
             socket,
             address,
             label: label.to_owned(),
+            held: Mutex::default(),
             up: Passed::default(),
             down: Passed::default(),
             unfit: AtomicU64::new(0),
@@ -83,9 +86,39 @@ impl Destination {
         self.address
     }
 
+    /// Holds a datagram back to leave with others like it, and sends those that it cannot leave
+    /// with.
+    fn hold(&self, datagram: &[u8]) {
+        let mut held = self.held();
+        if !held.takes(datagram.len()) {
+            self.send(&mut held);
+        }
+        if held.takes(datagram.len()) {
+            held.push(datagram);
+        } else {
+            // Too long for that.
+            self.send_one(datagram);
+        }
+    }
+
+    fn send(&self, burst: &mut Burst) {
+        let (count, bytes) = (burst.len() as u64, burst.bytes() as u64);
+        if count == 0 {
+            return;
+        }
+        let icmp = || _ = self.icmp.fetch_add(1, Ordering::Relaxed);
+        match send_burst(&self.socket, burst, &icmp) as u64 {
+            0 => self.up.count(count, bytes),
+            failed => {
+                self.unsent.fetch_add(failed, Ordering::Relaxed);
+                self.up.count(count - failed, bytes * (count - failed) / count);
+            }
+        }
+    }
+
     /// Sends without waiting. An error that the network reports of an earlier datagram comes
     /// instead of this one's being sent, so it is tried again.
-    fn send(&self, datagram: &[u8]) {
+    fn send_one(&self, datagram: &[u8]) {
         let attempt = || send(self.socket.as_raw_fd(), datagram, MsgFlags::MSG_DONTWAIT);
         let mut sent = attempt();
         if sent.is_err_and(|error| is_icmp(&error.into())) {
@@ -93,12 +126,16 @@ impl Destination {
             sent = attempt();
         }
         match sent {
-            Ok(_) => self.up.count(datagram),
+            Ok(_) => self.up.count(1, datagram.len() as u64),
             Err(error) => {
                 self.unsent.fetch_add(1, Ordering::Relaxed);
                 log::trace!("a datagram to {} was not sent: {error}", self.address);
             }
         }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Burst> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes a datagram that cannot travel, with one line for all of them.
@@ -116,7 +153,11 @@ impl Destination {
 
 impl Consumer for Destination {
     fn datagram(&self, datagram: &[u8]) {
-        self.send(datagram);
+        self.hold(datagram);
+    }
+
+    fn flush(&self) {
+        self.send(&mut self.held());
     }
 
     fn ended(&self) {
@@ -157,7 +198,7 @@ impl Stream {
     /// Carries datagrams to the destination from now on, beginning with those that came early.
     pub(super) fn open(&self, early: Vec<Box<[u8]>>) {
         for datagram in early {
-            self.destination.send(&datagram);
+            self.destination.hold(&datagram);
         }
         self.session.open(self.destination.clone());
     }
@@ -169,6 +210,7 @@ impl Stream {
                 Ok(true) => {
                     let mut buffer = buffers.take();
                     let carried = self.carry(&mut buffer);
+                    self.session.release();
                     buffers.give_back(buffer);
                     if let Err(error) = carried {
                         self.session.finish(End::Broken(error));
@@ -209,8 +251,8 @@ impl Stream {
             let Some(size) = self.received(received)? else { continue };
             match buffer.get(..size) {
                 Some(datagram) if !datagram.is_empty() => {
-                    self.session.send(datagram)?;
-                    down.count(datagram);
+                    self.session.hold(datagram)?;
+                    down.count(1, datagram.len() as u64);
                 }
                 // Reading a socket that was woken gives nothing, for ever.
                 _ if self.session.end().is_some() => break,
