@@ -1,7 +1,9 @@
 //! What is read of a datagram before OpenSSL has it.
 #![no_main]
 
-use adit::wire::dtls::{RECORD_HEADER, Sealed, client_hello, is_plausible};
+use adit::wire::dtls::{
+    RECORD_HEADER, Sealed, client_hello, cookie, hello_verify_request, is_plausible, whole_records,
+};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -12,6 +14,20 @@ fuzz_target!(|data: &[u8]| {
     }
     // Whether it begins a handshake is decided by the beginning.
     assert_eq!(client_hello(&data[..data.len().min(59)]).is_some(), hello.is_some());
+
+    if let Some(cookie) = cookie(data) {
+        assert!(hello.is_some());
+        assert!(cookie.len() <= 255);
+        // Nobody gets more than they gave.
+        assert!(hello_verify_request(data, &[0; 16]).len() < data.len());
+    }
+
+    let mut rest = data;
+    while !rest.is_empty() {
+        let size = whole_records(rest, 100);
+        assert!((1..=rest.len()).contains(&size));
+        rest = &rest[size..];
+    }
 
     let (strict, lax) = (is_plausible(data, Sealed::NonceAndTag), is_plausible(data, Sealed::Tag));
     assert!(lax || !strict, "what is long enough for both is so for one");
