@@ -9,7 +9,8 @@ pub struct Limits {
     pub connections: usize,
     /// Handshakes in progress. One source may have a quarter of them.
     pub handshakes: usize,
-    /// Connections of one source address (an IPv6 source is its /64); no limit when `None`.
+    /// Connections of one source address, and as many UDP sessions (an IPv6 source is its /64); no
+    /// limit when `None`.
     pub per_source: Option<usize>,
     /// From accepting a connection to the end of its TLS handshake.
     pub handshake: Duration,

@@ -71,7 +71,8 @@ pub struct AgentCommand {
     #[argh(option, from_str_fn(count), arg_name = "n")]
     max_handshakes: Option<usize>,
 
-    /// connections of one source address at the same time (default: no limit)
+    /// connections of one source address at the same time, and as many UDP sessions (default: no
+    /// limit)
     #[argh(option, from_str_fn(count), arg_name = "n")]
     max_per_source: Option<usize>,
 
@@ -167,8 +168,8 @@ pub fn run(command: AgentCommand) -> Result<(), Exit> {
     tell_end(&config.identity, clock::wall());
     if matches!(config.client_auth, ClientAuth::Off) {
         log::warn!(
-            "CLIENT CERTIFICATES ARE NOT CHECKED: whoever reaches this port reaches everything that \
-             this machine reaches"
+            "CLIENT CERTIFICATES ARE NOT CHECKED: whoever reaches this TCP port reaches everything \
+             that this machine reaches (UDP clients must show one all the same)"
         );
     }
     notify(&[sd_notify::NotifyState::Ready]);

@@ -144,13 +144,18 @@ impl Client {
                 Ok(session) => {
                     let done = clock::now();
                     let connect = resolved.duration_since(start);
-                    return Ok((session, connect, done.duration_since(resolved)));
+                    let handshake = done.duration_since(resolved);
+                    log::debug!("UDP session with {address} after {handshake:?}");
+                    return Ok((session, connect, handshake));
                 }
                 // Another address of the same agent would say the same.
                 Err(error) if !matches!(error, HandshakeError::Io(_)) => {
                     return Err(UdpError::Handshake(*address, error));
                 }
-                Err(error) => failed = Some(UdpError::Handshake(*address, error)),
+                Err(error) => {
+                    log::debug!("no UDP session with {address}: {error}");
+                    failed = Some(UdpError::Handshake(*address, error));
+                }
             }
         }
         Err(failed.unwrap_or_else(|| UdpError::Answer(whole.timed_out())))
@@ -200,8 +205,16 @@ impl fmt::Display for UdpError {
             {
                 write!(
                     f,
-                    "cannot reach the agent at UDP {address}: {error}; does it carry UDP, and does \
-                     a firewall let UDP through?"
+                    "cannot reach the agent at UDP {address}: {error}; does it carry UDP, does a \
+                     firewall let UDP through, and has it room for one more?"
+                )
+            }
+            Self::Handshake(address, HandshakeError::Io(error))
+                if error.kind() == io::ErrorKind::ConnectionRefused =>
+            {
+                write!(
+                    f,
+                    "cannot reach the agent at UDP {address}: {error}; does it run, and carry UDP?"
                 )
             }
             Self::Handshake(address, HandshakeError::Io(error)) => {

@@ -121,13 +121,14 @@ fn certificate(verdict: X509VerifyResult, f: &mut fmt::Formatter<'_>) -> fmt::Re
     f.write_str(match verdict.as_raw() {
         // No issuer, neither here nor in what the peer sent; or one of the right name whose
         // signature or key it is not.
-        2 | 20 | 21 | 7 | 30 => "the peer's certificate is not from our certificate authority",
-        18 | 19 => "the peer's certificate is self-signed, not from our certificate authority",
+        // 19 is a chain that ends in an authority which is not ours.
+        2 | 7 | 19 | 20 | 21 | 30 => "the peer's certificate is not from our certificate authority",
+        18 => "the peer's certificate is self-signed, not from our certificate authority",
         9 => "the peer's certificate is not valid yet (is a clock wrong?)",
         10 => "the peer's certificate has expired",
         26 => {
-            "the peer's certificate is for another use (a server certificate shown by a client, or \
-             the reverse)"
+            "the peer's certificate is for another use (a server certificate shown by a client, the \
+             reverse, or an authority's own)"
         }
         62..=64 => "the agent's certificate is for another name (see --server-name)",
         _ => return write!(f, "the peer's certificate is refused: {}", verdict.error_string()),

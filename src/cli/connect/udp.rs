@@ -140,6 +140,10 @@ pub(super) fn pipe(stream: UdpStream, settings: Settings) -> Result<(), String> 
             return Err("a bug ended a thread".to_owned());
         }
     }
+    if let Ok(received) = received {
+        let who = if closed { "we" } else { "the agent" };
+        log::debug!("{who} ended the session: sent={} received={received}", shared.sent());
+    }
     verdict(received, input_end, shared.sent(), closed, settings)
 }
 
