@@ -33,6 +33,14 @@ impl Sources {
         *count += 1;
         Some(SourceSlot { sources: self.clone(), source })
     }
+
+    /// Takes a place even if `source` has all that it may have: one that is about to be free.
+    pub(super) fn take_over(&self, source: IpAddr) -> SourceSlot {
+        let source = network(source);
+        let mut taken = self.0.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        *taken.entry(source).or_default() += 1;
+        SourceSlot { sources: self.clone(), source }
+    }
 }
 
 /// One taken place; dropping it frees the place.

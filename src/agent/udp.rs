@@ -111,8 +111,8 @@ impl Datagrams {
         for (number, listener) in self.listeners.into_iter().enumerate() {
             let (shared, stop) = (shared.clone(), stop.clone());
             workers.spawn(&format!("udp-{number}"), move || {
-                listener.run(&stop, &mut |session, registration| {
-                    shared.admit(session, registration);
+                listener.run(&stop, &mut |session, registration, replaces| {
+                    shared.admit(session, registration, replaces);
                 });
             })?;
         }
@@ -143,14 +143,14 @@ impl Serving {
     }
 }
 
-/// Ends sessions through which nothing passes.
+/// Ends sessions through which nothing passes; before that, they hold less.
 fn janitor(tables: &[Sessions], idle: Duration, stop: &Stop) {
     // Ten times within the limit, so that none lives a tenth longer than it may.
     let round = (idle / 10).clamp(Duration::from_millis(20), Duration::from_secs(5));
     while !stop.wait(round) {
         let now = clock::now();
         for table in tables {
-            table.end_idle(now, idle);
+            table.tidy(now, idle, round);
         }
         settle(now);
     }
@@ -165,8 +165,8 @@ fn settle(now: Instant) {
 
 impl Shared {
     /// Gives a new session a thread, if there is a place for it. Does not wait.
-    fn admit(self: &Arc<Self>, session: Arc<Session>, registration: Registration) {
-        let places = match self.places(session.peer()) {
+    fn admit(self: &Arc<Self>, session: Arc<Session>, registration: Registration, replaces: bool) {
+        let places = match self.places(session.peer(), replaces) {
             Ok(places) => places,
             Err(why) => {
                 FULL.log(log::Level::Info, || {
@@ -188,17 +188,23 @@ impl Shared {
         }
     }
 
-    fn places(&self, peer: SocketAddr) -> Result<Places, &'static str> {
+    /// A session that replaces another may for a moment be one more than there may be: the other's
+    /// places are free when its thread has seen its end.
+    fn places(&self, peer: SocketAddr, replaces: bool) -> Result<Places, &'static str> {
         let ip = peer.ip();
-        let session =
-            self.sessions.take().ok_or("all UDP sessions are taken (--max-udp-sessions)")?;
-        let source = self
-            .per_source
-            .take(ip)
-            .ok_or("its source has all the sessions it may have (--max-per-source)")?;
         let busy = "too many handshakes at the same time (--max-handshakes)";
         let of_source = self.handshakes_per_source.take(ip).ok_or(busy)?;
         let handshake = self.handshakes.take().ok_or(busy)?;
+        let (session, source) = if replaces {
+            (self.sessions.take_over(), self.per_source.take_over(ip))
+        } else {
+            let session = self.sessions.take();
+            let source = self.per_source.take(ip);
+            (
+                session.ok_or("all UDP sessions are taken (--max-udp-sessions)")?,
+                source.ok_or("its source has all the sessions it may have (--max-per-source)")?,
+            )
+        };
         Ok(Places { _session: session, _source: source, handshake: Some((handshake, of_source)) })
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use openssl::error::ErrorStack;
@@ -10,12 +11,36 @@ use rustls_pki_types::CertificateDer;
 
 use super::context::take_refused;
 use super::error::{HandshakeError, explain};
+use super::ffi::{ensure_buffers, free_buffers};
 use super::link::Link;
 use crate::wire::dtls::RECORD_MAX;
 
 /// A session's encryption. The lock is held while OpenSSL works, which includes sending and never
 /// waiting.
-pub(super) struct Channel(Mutex<SslStream<Link>>);
+pub(super) struct Channel(Mutex<Inner>);
+
+struct Inner {
+    stream: SslStream<Link>,
+    /// Whether OpenSSL's buffers were taken back.
+    rests: bool,
+}
+
+/// The stream, ready to be used.
+struct Locked<'a>(MutexGuard<'a, Inner>);
+
+impl Deref for Locked<'_> {
+    type Target = SslStream<Link>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0.stream
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0.stream
+    }
+}
 
 /// What reading gave.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,13 +55,29 @@ pub(super) enum Read {
 
 impl Channel {
     pub(super) fn new(stream: SslStream<Link>) -> Self {
-        Self(Mutex::new(stream))
+        Self(Mutex::new(Inner { stream, rests: false }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, SslStream<Link>> {
+    fn lock(&self) -> Locked<'_> {
         // What an earlier call on this thread has left would be taken for this call's failure.
         drop(ErrorStack::get());
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.rests {
+            match ensure_buffers(&mut inner.stream) {
+                Ok(()) => inner.rests = false,
+                // As everywhere when there is no memory.
+                Err(_) => std::alloc::handle_alloc_error(std::alloc::Layout::new::<[u8; 17_000]>()),
+            }
+        }
+        Locked(inner)
+    }
+
+    /// Takes back what OpenSSL holds for the next datagram, of a session whose handshake is
+    /// complete and that has none on its way.
+    pub(super) fn rest(&self) {
+        let Locked(mut inner) = self.lock();
+        inner.rests = true;
+        free_buffers(&mut inner.stream);
     }
 
     /// Goes on with the handshake, with what has arrived or because time has passed. Returns

@@ -22,6 +22,8 @@ unsafe extern "C" {
     fn DTLSv1_listen(ssl: *mut sys::SSL, peer: *mut BioAddr) -> c_int;
     fn BIO_ADDR_new() -> *mut BioAddr;
     fn BIO_ADDR_free(address: *mut BioAddr);
+    fn SSL_alloc_buffers(ssl: *mut sys::SSL) -> c_int;
+    fn SSL_free_buffers(ssl: *mut sys::SSL) -> c_int;
     fn DTLS_set_timer_cb(
         ssl: *mut sys::SSL,
         callback: Option<extern "C" fn(*mut sys::SSL, c_uint) -> c_uint>,
@@ -108,6 +110,24 @@ pub(super) fn limit_chain(ssl: &mut SslRef, bytes: c_long) {
 
 /// Of OpenSSL's `ssl.h`.
 const SSL_CTRL_SET_MAX_CERT_LIST: c_int = 51;
+
+/// Makes sure that OpenSSL has its buffers for records, 17 KiB each way. To be called before anything
+/// that reads or writes once [`free_buffers`] has been: OpenSSL 3.0 does not look whether it has one
+/// to write to.
+pub(super) fn ensure_buffers<S>(stream: &mut SslStream<S>) -> Result<(), ErrorStack> {
+    // SAFETY: the pointer is valid and borrowed mutably. What is there stays.
+    match unsafe { SSL_alloc_buffers(stream.ssl().as_ptr()) } {
+        1 => Ok(()),
+        _ => Err(ErrorStack::get()),
+    }
+}
+
+/// Takes OpenSSL's buffers for records back, unless something is left in them.
+pub(super) fn free_buffers<S>(stream: &mut SslStream<S>) {
+    // SAFETY: the pointer is valid and borrowed mutably. OpenSSL frees nothing that is in use, and
+    // `ensure_buffers` is called before the next use.
+    unsafe { SSL_free_buffers(stream.ssl().as_ptr()) };
+}
 
 /// Whether the ClientHello that is being looked at has this extension. To be asked in the callback
 /// for it; elsewhere there is none.

@@ -71,6 +71,7 @@ impl FirstContact {
         if self.budget.spend(now) {
             let cookie = self.context.cookies().make(route.peer, now)?;
             let answer = hello_verify_request(hello, &cookie);
+            log::trace!("first contact peer={}", route.peer);
             if let Err(error) = self.port.send(&answer, route) {
                 log::trace!("a cookie was not sent: {error}");
             }

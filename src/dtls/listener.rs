@@ -66,8 +66,9 @@ impl Listener {
 
     /// Receives until `stop` is raised, then ends all sessions. Each client that was shown to be
     /// where it says is given to `newcomer`, which must not wait: it starts a thread for the
-    /// session, or drops the registration, and the client is as strange as before.
-    pub fn run(self, stop: &Stop, newcomer: &mut dyn FnMut(Arc<Session>, Registration)) {
+    /// session, or drops the registration, and the client is as strange as before. Whether it takes
+    /// the place of another, whose end is on its way, is said as well.
+    pub fn run(self, stop: &Stop, newcomer: &mut dyn FnMut(Arc<Session>, Registration, bool)) {
         let mut strangers = FirstContact::new(self.port.clone(), self.context.clone());
         let mut wire = vec![0; WIRE_MAX];
         let mut plain = vec![0; RECORD_MAX];
@@ -106,14 +107,17 @@ impl Listener {
                     }
                     (known, Some(_)) => {
                         let Some(session) = strangers.meet(datagram, route) else { continue };
+                        let replaces = known.is_some();
                         if let Some(old) = known {
                             old.finish(End::Replaced);
                         }
                         let session = Arc::new(session);
-                        newcomer(session.clone(), self.sessions.enter(session));
+                        newcomer(session.clone(), self.sessions.enter(session), replaces);
                     }
                     // Neither known nor a beginning: nothing is owed to it.
-                    (None, None) => {}
+                    (None, None) => {
+                        log::trace!("not of a session peer={} size={size}", route.peer);
+                    }
                 }
             }
             touched.iter().for_each(|session| session.flush());
@@ -156,12 +160,17 @@ impl Sessions {
         self.lock().is_empty()
     }
 
-    /// Ends those through which nothing has passed for `limit`.
-    pub fn end_idle(&self, now: Instant, limit: Duration) {
-        let idle: Vec<_> =
-            self.lock().values().filter(|session| session.is_idle(now, limit)).cloned().collect();
-        for session in idle {
-            session.finish(End::Idle(limit));
+    /// Ends those through which nothing has passed for `limit`, and has those give back memory
+    /// through which nothing has passed for `pause`.
+    pub fn tidy(&self, now: Instant, limit: Duration, pause: Duration) {
+        // Not under the lock, which everybody's datagrams need.
+        let all: Vec<_> = self.lock().values().cloned().collect();
+        for session in all {
+            if session.is_idle(now, limit) {
+                session.finish(End::Idle(limit));
+            } else {
+                session.rest(now, pause);
+            }
         }
     }
 

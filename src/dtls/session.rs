@@ -61,6 +61,8 @@ pub struct Session {
     agreed: AtomicBool,
     /// Whether datagrams are handled where they arrive. Turns true once, under the inbox's lock.
     open: AtomicBool,
+    /// Whether it holds nothing for the next datagram, as far as the janitor knows.
+    rests: AtomicBool,
     end: OnceLock<End>,
     /// Datagrams for which there was no room to wait.
     overflowed: AtomicU64,
@@ -125,6 +127,7 @@ impl Session {
             consumer: OnceLock::new(),
             agreed: AtomicBool::new(false),
             open: AtomicBool::new(false),
+            rests: AtomicBool::new(false),
             end: OnceLock::new(),
             overflowed: AtomicU64::new(0),
         }
@@ -270,6 +273,16 @@ impl Session {
     /// Why it ended, once it has.
     pub fn end(&self) -> Option<&End> {
         self.end.get()
+    }
+
+    /// Gives back what it holds for the next datagram, if none has passed for `limit` and it has not
+    /// done so since.
+    pub(super) fn rest(&self, now: Instant, limit: Duration) {
+        if !self.is_idle(now, limit) {
+            self.rests.store(false, Ordering::Relaxed);
+        } else if !self.rests.swap(true, Ordering::Relaxed) {
+            self.channel.rest();
+        }
     }
 
     /// Whether nothing has passed for `limit`. Never of one that is not open: its phases have

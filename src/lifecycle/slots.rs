@@ -30,6 +30,12 @@ impl Slots {
             .map(|_| Slot(self.0.clone()))
     }
 
+    /// Takes a place even if none is free: one that is about to be.
+    pub fn take_over(&self) -> Slot {
+        self.0.taken.fetch_add(1, Ordering::AcqRel);
+        Slot(self.0.clone())
+    }
+
     /// Places in use now.
     pub fn taken(&self) -> usize {
         self.0.taken.load(Ordering::Acquire)
@@ -61,6 +67,9 @@ mod tests {
         let first = slots.take().unwrap();
         let _second = slots.take().unwrap();
         assert!(slots.take().is_none());
+        let third = slots.take_over();
+        assert_eq!(slots.taken(), 3);
+        drop(third);
         drop(first);
         assert_eq!(slots.taken(), 1);
         assert!(slots.take().is_some());

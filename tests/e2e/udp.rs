@@ -310,6 +310,51 @@ fn an_idle_session_ends_and_a_used_one_does_not() {
 }
 
 #[test]
+fn a_session_that_has_rested_goes_on() {
+    // Rests when nothing has passed for a tenth of that.
+    let limits = Limits { udp_idle: Duration::from_secs(20), ..Limits::default() };
+    let agent = TestAgent::with(Setup { limits, ..Setup::default() });
+    let far = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    far.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (echoed, called, left) = (
+        open(&agent, udp_echo()),
+        open(&agent, far.local_addr().unwrap()),
+        open(&agent, udp_echo()),
+    );
+    exchange(&echoed, b"before");
+    exchange(&left, b"before");
+    called.send(b"here I am").unwrap();
+    let (_, from) = far.recv_from(&mut [0; 64]).unwrap();
+    for size in [5, UdpStream::MAX] {
+        let nothing = Deadline::after("silence", Duration::from_secs(5));
+        let waited = called.recv(&mut [0; 16], Some(nothing));
+        assert_eq!(waited.unwrap_err().kind(), ErrorKind::TimedOut);
+        // What comes first is something to read, to write, and at last an end.
+        exchange(&echoed, &vec![1; size]);
+        far.send_to(&vec![2; size], from).unwrap();
+        assert_eq!(recv(&called), Some(vec![2; size]));
+    }
+    assert_eq!(agent.stop().streams, 3);
+    assert_eq!(recv(&left), None);
+}
+
+#[test]
+fn a_client_that_begins_anew_finds_its_own_place() {
+    let limits = Limits { udp_sessions: 1, per_source: Some(1), ..Limits::default() };
+    let agent = TestAgent::with(Setup { limits, ..Setup::default() });
+    let identity = agent.pki.client("tester");
+    let to = udp_echo();
+    let mut near = socket("127.0.0.1", agent.address);
+    for round in 0..5_u8 {
+        // Sent once: a first hello that is refused would have to be sent again.
+        let mut client = RawClient::open(near, &identity, to);
+        client.exchange(&[round]);
+        near = client.vanish();
+    }
+    assert_eq!(agent.stop().streams, 5);
+}
+
+#[test]
 fn without_a_slot_a_client_waits_for_one() {
     let limits = Limits { udp_sessions: 1, ..Limits::default() };
     let agent = TestAgent::with(Setup { limits, ..Setup::default() });
