@@ -26,8 +26,8 @@
 //! - **round-trip**: the same with one datagram on its way.
 //! - **setup**: handshake, header, one echo, close_notify; one session at a time and four at once;
 //!   beside it the server's processor time for each.
-//! - **memory**: resident (RSS) and proportional (PSS) at the start, with 1,000 idle sessions after
-//!   one exchange each, and after they have closed.
+//! - **memory**: resident (RSS) and proportional (PSS) at the start, with 1,000 sessions twelve
+//!   seconds after one exchange each, and after they have closed.
 //! - **flood**: one session's echoes while one thread sends 100,000 ClientHellos without a cookie,
 //!   each from another address of 127.0.0.0/8, as fast as it can and at 10,000 a second; and what
 //!   that leaves behind. The direct way shows what the sending alone costs: there they go to a
@@ -101,6 +101,8 @@ struct Effort {
     echo: Duration,
     setup: Duration,
     idle: usize,
+    /// Before they are called idle, in milliseconds.
+    calm: u64,
     strangers: u32,
 }
 
@@ -112,6 +114,7 @@ impl Effort {
             echo: Duration::from_millis(1700),
             setup: Duration::from_millis(2000),
             idle: 1000,
+            calm: 12_000,
             strangers: 100_000,
         }
     }
@@ -123,6 +126,7 @@ impl Effort {
             echo: Duration::from_millis(100),
             setup: Duration::from_millis(200),
             idle: 50,
+            calm: 200,
             strangers: 2_000,
         }
     }
@@ -267,8 +271,8 @@ impl Bench<'_> {
             };
             flows.push(open().map_err(|error| format!("idle session {number}: {error}"))?);
         }
-        // Whatever belongs to the handshakes should be over when the sessions are called idle.
-        pause(200);
+        // Nothing passes for a while, as an idle session has it.
+        pause(self.effort.calm);
         let open = program.memory()?;
         let each = |with: u64, without: u64| {
             (with as f64 - without as f64) / 1024.0 / self.effort.idle as f64

@@ -17,7 +17,7 @@ use crate::dtls::{
     self, End, HandshakeError, Listener, Registration, ServerContext, Session, Sessions,
 };
 use crate::lifecycle::threads::Group;
-use crate::lifecycle::{Deadline, Flood, Slot, Slots, Stop, clock};
+use crate::lifecycle::{Deadline, Flood, Slot, Slots, Stop, clock, heap};
 use crate::net::udp::UdpPort;
 use crate::net::{self, DialError};
 use crate::pki::Names;
@@ -149,13 +149,17 @@ fn janitor(tables: &[Sessions], idle: Duration, stop: &Stop) {
     let round = (idle / 10).clamp(Duration::from_millis(20), Duration::from_secs(5));
     while !stop.wait(round) {
         let now = clock::now();
-        for table in tables {
-            table.tidy(now, idle, round);
+        let rested: usize = tables.iter().map(|table| table.tidy(now, idle, round)).sum();
+        if rested >= MANY {
+            heap::trim();
         }
         settle(now);
     }
     settle(clock::now() + FLOOD_WINDOW);
 }
+
+/// Sessions whose memory is worth to be given back to the system: half a megabyte.
+const MANY: usize = 16;
 
 fn settle(now: Instant) {
     for flood in FLOODS.iter().chain(&dtls::FLOODS) {

@@ -161,17 +161,19 @@ impl Sessions {
     }
 
     /// Ends those through which nothing has passed for `limit`, and has those give back memory
-    /// through which nothing has passed for `pause`.
-    pub fn tidy(&self, now: Instant, limit: Duration, pause: Duration) {
+    /// through which nothing has passed for `pause`. Returns how many did.
+    pub fn tidy(&self, now: Instant, limit: Duration, pause: Duration) -> usize {
         // Not under the lock, which everybody's datagrams need.
         let all: Vec<_> = self.lock().values().cloned().collect();
+        let mut rested = 0;
         for session in all {
             if session.is_idle(now, limit) {
                 session.finish(End::Idle(limit));
-            } else {
-                session.rest(now, pause);
+            } else if session.rest(now, pause) {
+                rested += 1;
             }
         }
+        rested
     }
 
     fn end_all(&self, why: impl Fn() -> End) {

@@ -276,13 +276,14 @@ impl Session {
     }
 
     /// Gives back what it holds for the next datagram, if none has passed for `limit` and it has not
-    /// done so since.
-    pub(super) fn rest(&self, now: Instant, limit: Duration) {
-        if !self.is_idle(now, limit) {
-            self.rests.store(false, Ordering::Relaxed);
-        } else if !self.rests.swap(true, Ordering::Relaxed) {
+    /// done so since. Returns whether it did.
+    pub(super) fn rest(&self, now: Instant, limit: Duration) -> bool {
+        let idle = self.is_idle(now, limit);
+        let rested = self.rests.swap(idle, Ordering::Relaxed);
+        if idle && !rested {
             self.channel.rest();
         }
+        idle && !rested
     }
 
     /// Whether nothing has passed for `limit`. Never of one that is not open: its phases have
