@@ -98,8 +98,10 @@ fn order_is_kept_both_ways() {
 #[test]
 fn a_port_unreachable_is_no_end() {
     let agent = TestAgent::new();
-    let far = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let to = far.local_addr().unwrap();
+    // An address of its own, and a port that the kernel gives to nobody: it is bound again.
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let to = SocketAddr::from(([127, 79, high, low.max(1)], 29_999));
+    let far = UdpSocket::bind(to).unwrap();
     let stream = open(&agent, to);
     // A destination that is restarted: what is sent meanwhile is answered with ICMP.
     drop(far);
@@ -109,7 +111,6 @@ fn a_port_unreachable_is_no_end() {
     let nothing = Deadline::after("silence", Duration::from_millis(50));
     let waited = stream.recv(&mut [0; 16], Some(nothing));
     assert_eq!(waited.unwrap_err().kind(), ErrorKind::TimedOut);
-    // Nobody else is given the port while it is asked for by number.
     let far = UdpSocket::bind(to).unwrap();
     far.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.send(b"back").unwrap();
