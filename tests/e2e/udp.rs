@@ -9,12 +9,13 @@ use adit::agent::Limits;
 use adit::client::{UdpError, UdpStream};
 use adit::dtls::HandshakeError;
 use adit::lifecycle::Deadline;
-use adit::pki::NameRules;
+use adit::pki::{Identity, NameRules};
 use adit::wire::header;
 use openssl::ssl::SslVersion;
 
 use crate::support::destinations::udp_echo;
 use crate::support::dtls::{RawClient, Want, socket};
+use crate::support::process::AgentProcess;
 use crate::support::{PATIENCE, Pki, Setup, TestAgent};
 
 fn soon() -> Option<Deadline> {
@@ -238,17 +239,21 @@ fn our_client_takes_no_other_agent() {
     }
 }
 
-#[test]
-fn a_client_that_begins_anew_from_the_same_port_is_served_at_once() {
-    let agent = TestAgent::new();
-    let identity = agent.pki.client("tester");
+/// A client that goes without a word and begins anew from the same port, five times.
+fn begins_anew(agent: SocketAddr, identity: &Identity) {
     let to = udp_echo();
-    let mut near = socket("127.0.0.1", agent.address);
+    let mut near = socket("127.0.0.1", agent);
     for round in 0..5_u8 {
-        let mut client = RawClient::open(near, &identity, to);
+        let mut client = RawClient::open(near, identity, to);
         client.exchange(&[round]);
         near = client.vanish();
     }
+}
+
+#[test]
+fn a_client_that_begins_anew_from_the_same_port_is_served_at_once() {
+    let agent = TestAgent::new();
+    begins_anew(agent.address, &agent.pki.client("tester"));
     assert_eq!(agent.stop().streams, 5);
 }
 
@@ -341,18 +346,43 @@ fn a_session_that_has_rested_goes_on() {
 
 #[test]
 fn a_client_that_begins_anew_finds_its_own_place() {
-    let limits = Limits { udp_sessions: 1, per_source: Some(1), ..Limits::default() };
-    let agent = TestAgent::with(Setup { limits, ..Setup::default() });
-    let identity = agent.pki.client("tester");
-    let to = udp_echo();
-    let mut near = socket("127.0.0.1", agent.address);
-    for round in 0..5_u8 {
-        // Sent once: a first hello that is refused would have to be sent again.
-        let mut client = RawClient::open(near, &identity, to);
-        client.exchange(&[round]);
-        near = client.vanish();
+    let pki = Pki::new();
+    let flags = ["--max-udp-sessions", "1", "--max-per-source", "1"];
+    let agent = AgentProcess::start(&pki.files(), &flags);
+    begins_anew(agent.address, &pki.client("tester"));
+    // A client that is refused asks again and gets in then: only the log tells.
+    let log = agent.ends_well();
+    assert!(!log.iter().any(|line| line.contains("UDP session refused")), "{log:#?}");
+}
+
+#[test]
+fn each_refusal_has_a_line_that_says_why() {
+    let pki = Pki::new();
+    let agent = AgentProcess::start(&pki.files(), &["--allow-name", "good*"]);
+    let (good, expired) = (pki.client("good"), pki.expired_client());
+    let (stranger, named) = (Pki::new().client("good"), pki.client("bad"));
+    let want = Want::good;
+    let weak = Want { ciphers: "ECDHE-ECDSA-AES128-SHA", ..want(&good) };
+    let old = Want { version: SslVersion::DTLS1, ciphers: "ALL", ..want(&good) };
+    for (want, why) in [
+        (want(&stranger), "why=the peer's certificate is not from our certificate authority"),
+        (want(&expired), "why=the peer's certificate has expired"),
+        (want(&named), "cert=bad why=the client's name is not allowed"),
+        (Want { identity: None, ..want(&good) }, "why=the client showed no certificate"),
+        (weak, "why=no cipher suite in common"),
+        (old, "why=the peer does not speak DTLS 1.2"),
+        (
+            Want { extended_master_secret: false, ..want(&good) },
+            "why=the peer does without the extended master secret",
+        ),
+    ] {
+        let near = socket("127.0.0.1", agent.address);
+        let from = near.local_addr().unwrap();
+        RawClient::handshake(near, &want).unwrap_err();
+        let line = agent.wait_for(&format!("peer={from} "));
+        assert!(line.contains("UDP session refused") && line.contains(why), "{line}");
     }
-    assert_eq!(agent.stop().streams, 5);
+    agent.ends_well();
 }
 
 #[test]
